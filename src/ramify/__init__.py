@@ -1,0 +1,1 @@
+"""Ramify: stateful environments into scored, training-ready trajectory trees."""

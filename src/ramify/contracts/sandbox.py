@@ -1,0 +1,442 @@
+"""Where it runs: an isolated file system and process space.
+
+A ladder of guarantees: `Sandbox` runs things, `Freezable` adds a frozen file system,
+`Snapshottable` adds live checkpoint and restore. A `SandboxProvider` creates a Sandbox from a
+spec, or from a `SandboxImage`, so that N children of one state run side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import msgspec
+
+MIB = 1024 * 1024
+
+
+class NetworkMode(StrEnum):
+    """What the inside may reach. Loopback inside the sandbox always works."""
+
+    NONE = "none"
+    """Nothing outside the sandbox."""
+    ALLOWLIST = "allowlist"
+    """Only `allowed_hosts`, through the HTTP(S) proxy of the engine."""
+    OPEN = "open"
+    """Public hosts. Loopback and private addresses of the host stay out of reach."""
+
+
+class NetworkPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Network policy of one sandbox. `allowed_hosts` entries are `host`, `*.domain` or `host:port`."""
+
+    mode: NetworkMode = NetworkMode.NONE
+    allowed_hosts: tuple[str, ...] = ()
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Resource limits of one sandbox; None means the provider's default (pids: 1024).
+
+    Units: MiB, CPU cores, processes, MiB of writable disk.
+    """
+
+    memory_mb: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    disk_mb: int | None = None
+
+
+class BuildSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An image to build: a Dockerfile and its context directory on the host."""
+
+    context: str
+    dockerfile: str = "Dockerfile"
+    timeout_sec: float = 600.0
+
+
+class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a sandbox is made from and how far it is let.
+
+    Exactly one of `image`, `build` and `host_root` says what the root file system is.
+    `user` and `workdir` are defaults for `exec` and `spawn` (None: the image's own, else root
+    and `/`). `lockdown` asks for the hardened profile of verifier sandboxes. `labels` are put on
+    everything that the provider makes for it (container labels, cgroup names).
+    """
+
+    image: str | None = None
+    build: BuildSpec | None = None
+    host_root: bool = False
+    user: str | None = None
+    workdir: str | None = None
+    env: dict[str, str] = {}
+    limits: Limits = Limits()
+    network: NetworkPolicy = NetworkPolicy()
+    lockdown: bool = False
+    labels: dict[str, str] = {}
+
+
+class SandboxImage(msgspec.Struct, frozen=True):
+    """A root file system as a value: pristine (built, pulled, host) or frozen from a sandbox.
+
+    `digest` identifies the content, `parent` the image it was frozen from (None: pristine),
+    `size_bytes` what it adds to its parent (-1: not measured).
+    """
+
+    id: str
+    provider: str
+    digest: str
+    parent: str | None = None
+    size_bytes: int = -1
+    user: str | None = None
+    workdir: str | None = None
+    env: dict[str, str] = {}
+    pristine: bool = True
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What a provider can do on this machine; a task that demands more is refused.
+
+    `isolation`: `none` (a bare process), `namespaces` or `container`. `snapshot`: `none`,
+    `freeze` (file system) or `live` (processes too). `limits` names the limits enforced.
+    """
+
+    isolation: Literal["none", "namespaces", "container"]
+    lockdown: bool
+    snapshot: Literal["none", "freeze", "live"]
+    network: frozenset[NetworkMode]
+    limits: frozenset[str]
+    host_root: bool
+    images: bool
+    builds: bool
+
+
+class ProbeReport(msgspec.Struct, frozen=True):
+    """Whether a provider works here. `mode` names the variant chosen; `remedy` is for a person."""
+
+    ok: bool
+    mode: str
+    detail: str
+    remedy: str = ""
+
+
+class ExecResult(msgspec.Struct, frozen=True):
+    """Outcome of a finished command.
+
+    `exit_code` is 124 when `timed_out`, 128+n when killed by signal n. Output beyond the limit
+    keeps its head and its tail; `*_dropped` counts the bytes left out between them.
+    """
+
+    exit_code: int
+    stdout: bytes = b""
+    stderr: bytes = b""
+    signal: int | None = None
+    timed_out: bool = False
+    oom_killed: bool = False
+    duration_sec: float = 0.0
+    stdout_dropped: int = 0
+    stderr_dropped: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """True when the command exited 0 in time."""
+        return self.exit_code == 0
+
+
+class PtySize(msgspec.Struct, frozen=True):
+    """Size of a pseudo-terminal in characters."""
+
+    rows: int = 24
+    cols: int = 80
+
+
+class TransferLimits(msgspec.Struct, frozen=True):
+    """Bounds on a tree that crosses from a sandbox to the host.
+
+    `links`: `drop` leaves every symbolic link out; `inside` keeps relative links that stay
+    within the tree. Devices, FIFOs, sockets and anything else are always left out.
+    """
+
+    max_bytes: int = 1024 * MIB
+    max_file_bytes: int = 512 * MIB
+    max_entries: int = 100_000
+    max_depth: int = 64
+    links: Literal["drop", "inside"] = "drop"
+
+
+class TransferReport(msgspec.Struct, frozen=True):
+    """What crossed, and up to 100 of the entries that did not (`path: why`)."""
+
+    files: int
+    bytes: int
+    dropped: tuple[str, ...] = ()
+    dropped_count: int = 0
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """An address on the engine's host that reaches a port inside the sandbox."""
+
+    host: str
+    port: int
+
+
+class ByteReader(Protocol):
+    """The reading half of a connection; `asyncio.StreamReader` has it."""
+
+    async def read(self, n: int = -1) -> bytes:
+        """Up to `n` bytes, or b"" at the end of the stream."""
+        ...
+
+
+class ByteWriter(Protocol):
+    """The writing half of a connection; `asyncio.StreamWriter` has it."""
+
+    def write(self, data: bytes) -> None:
+        """Buffer `data`."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until the buffer is small again. Raises ConnectionError when the peer is gone."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
+ConnectionHandler = Callable[[ByteReader, ByteWriter], Awaitable[None]]
+
+
+class Listener(Protocol):
+    """A listener of ours inside a sandbox."""
+
+    @property
+    def port(self) -> int:
+        """The TCP port on the sandbox's loopback."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop listening and end open connections. Idempotent."""
+        ...
+
+
+class Process(Protocol):
+    """A running command with streams. Close it with `aclose` (or let the sandbox's end do it).
+
+    Guarantees: reads never lose bytes and apply backpressure to the process; `wait` depends on
+    the process, never on its pipes; after `aclose` nothing that the command started is alive,
+    whatever session or process group it moved to.
+    """
+
+    @property
+    def pid(self) -> int:
+        """Process id as the inside sees it."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Write to standard input. Raises BrokenPipeError when the process closed it."""
+        ...
+
+    async def close_stdin(self) -> None:
+        """Send end of file. Idempotent."""
+        ...
+
+    async def read(self, max_bytes: int = 65536) -> bytes:
+        """Next bytes of standard output (or of the terminal); b"" at the end."""
+        ...
+
+    async def read_err(self, max_bytes: int = 65536) -> bytes:
+        """Next bytes of standard error; b"" at the end, at once under a terminal."""
+        ...
+
+    async def resize(self, size: PtySize) -> None:
+        """Change the terminal's size. No effect without a terminal."""
+        ...
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to the command's process group."""
+        ...
+
+    async def wait(self) -> int:
+        """Exit code (128+n for signal n). Raises SandboxLostError if the sandbox ends first."""
+        ...
+
+    async def aclose(self) -> None:
+        """Kill what is left of the command, all descendants included, and free its streams."""
+        ...
+
+
+@runtime_checkable
+class Sandbox(Protocol):
+    """An isolated file system and process space, alive until `teardown`.
+
+    Guarantees: the inside cannot read or write the host beyond what its spec says; when the
+    engine dies, however it dies, the sandbox is gone within two seconds; `teardown` leaves no
+    process, mount, network or cgroup behind. Every method raises SandboxLostError once the
+    sandbox is gone.
+    """
+
+    @property
+    def id(self) -> str:
+        """Unique id, also the label on everything that belongs to it."""
+        ...
+
+    @property
+    def spec(self) -> SandboxSpec:
+        """What it was made from."""
+        ...
+
+    async def exec(
+        self,
+        command: str | Sequence[str],
+        *,
+        user: str | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | None = None,
+        timeout_sec: float | None = None,
+        output_limit: int = 16 * MIB,
+        kill_leftovers: bool = False,
+    ) -> ExecResult:
+        """Run a command to its end; a string is given to `/bin/sh -c`.
+
+        Returns when the command's own process has ended, even where a background process of its
+        still holds the pipes. On timeout everything the command started is killed, in whatever
+        session it is, and `timed_out` is set. Processes left in the background go on unless
+        `kill_leftovers`. Memory used here is bounded by `output_limit` per stream. A command
+        that cannot be started gives exit code 127 (not found) or 126 (not executable), with the
+        reason on stderr; an unknown user or missing cwd gives 126.
+
+        Raises: SandboxLostError.
+        """
+        ...
+
+    async def spawn(
+        self,
+        command: str | Sequence[str],
+        *,
+        user: str | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        pty: PtySize | None = None,
+    ) -> Process:
+        """Start a command with streams. Raises SandboxError if it cannot be started."""
+        ...
+
+    async def upload(
+        self, local: Path, remote: str, *, owner: str | None = None, mode: int | None = None
+    ) -> None:
+        """Copy a host file, or the content of a host directory, to `remote` (absolute).
+
+        Missing parents are made. Links inside the sandbox are never followed out of it; the copy
+        replaces files, merges directories and keeps modes (or sets `mode` on files); symbolic
+        links in a local tree are copied as links. `owner` is a user name inside (default root).
+
+        Raises: SandboxError (the inside refuses), SandboxLostError.
+        """
+        ...
+
+    async def download(
+        self, remote: str, local: Path, *, limits: TransferLimits | None = None
+    ) -> TransferReport:
+        """Copy a file, or the content of a directory, to the host path `local`.
+
+        The inside is hostile: no link is followed, only regular files and directories (and links
+        within the tree where `limits.links` says so) are created, set-id bits are cleared, hard
+        links become copies, nothing outside `local` is touched, special files do not block.
+
+        Raises: FileNotFoundError (no such `remote`, or it is not a file or directory),
+        TransferLimitError, SandboxLostError.
+        """
+        ...
+
+    async def expose_port(self, port: int) -> Endpoint:
+        """A host address whose connections reach 127.0.0.1:`port` inside, until teardown."""
+        ...
+
+    async def serve_in(self, port: int, handler: ConnectionHandler) -> Listener:
+        """Listen on 127.0.0.1:`port` inside (0: any); each connection is served by `handler` here.
+
+        Raises: SandboxError if the port is taken.
+        """
+        ...
+
+    def capabilities(self) -> Capabilities:
+        """What this sandbox can do."""
+        ...
+
+    async def teardown(self) -> None:
+        """End it and remove everything that belongs to it. Idempotent, bounded in time."""
+        ...
+
+
+@runtime_checkable
+class Freezable(Protocol):
+    """A sandbox whose file system can become an image."""
+
+    async def freeze(self) -> SandboxImage:
+        """Kill every process inside, then turn the file system into an image.
+
+        The sandbox is spent: afterwards only `teardown` may be called. The image lives until
+        `SandboxProvider.discard`. Raises: SandboxError, SandboxLostError.
+        """
+        ...
+
+
+@runtime_checkable
+class Snapshottable(Freezable, Protocol):
+    """A sandbox whose processes can be captured together with its files, as one cut."""
+
+    async def checkpoint(self) -> SandboxImage:
+        """Capture files and processes. The sandbox goes on as a child of the new image.
+
+        Raises: UnsupportedError (something alive cannot be captured; never a silent downgrade).
+        """
+        ...
+
+    async def restore(self, image: SandboxImage) -> None:
+        """Put this sandbox into exactly the state of `image`."""
+        ...
+
+
+class SandboxProvider(Protocol):
+    """Makes sandboxes. One per engine; used by many tasks at once."""
+
+    @property
+    def name(self) -> str:
+        """The name it is chosen by (`local`, `docker`, ...)."""
+        ...
+
+    async def probe(self) -> ProbeReport:
+        """Whether it works on this machine, and if not, what to do about it. Makes nothing."""
+        ...
+
+    def capabilities(self) -> Capabilities:
+        """What its sandboxes can do here. Call after `probe` or `prepare`."""
+        ...
+
+    async def prepare(self, spec: SandboxSpec) -> SandboxImage:
+        """The pristine image of a spec: built, pulled or found once, then served from cache.
+
+        Raises: UnsupportedError, ConfigError (no such image, bad Dockerfile), SandboxStartError.
+        """
+        ...
+
+    async def create(self, spec: SandboxSpec, image: SandboxImage | None = None) -> Sandbox:
+        """A new sandbox on `image` (default: the pristine one). Cancellation leaves nothing behind.
+
+        Raises: UnsupportedError (a demand in the spec cannot be met), SandboxStartError.
+        """
+        ...
+
+    async def discard(self, image: SandboxImage) -> None:
+        """Free a frozen image that nothing runs on any more. Pristine images stay. Idempotent."""
+        ...
+
+    async def sweep(self) -> int:
+        """Remove what engines that died left behind; returns how many things were removed."""
+        ...
+
+    async def aclose(self) -> None:
+        """Tear down every sandbox still alive and release the provider. Idempotent."""
+        ...
