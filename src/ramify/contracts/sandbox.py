@@ -324,11 +324,18 @@ class Sandbox(Protocol):
         ...
 
     async def upload(
-        self, local: Path, remote: str, *, owner: str | None = None, mode: int | None = None
+        self,
+        local: Path,
+        remote: str,
+        *,
+        owner: str | None = None,
+        mode: int | None = None,
+        clear: bool = False,
     ) -> None:
         """Copy a host file, or the content of a host directory, to `remote` (absolute).
 
-        Missing parents are made. Links inside the sandbox are never followed out of it; the copy
+        Missing parents are made. `clear` first removes whatever stands at `remote` (a link itself,
+        never its target), without running any program of the inside. Links inside the sandbox are never followed out of it; the copy
         replaces files, merges directories and keeps modes (or sets `mode` on files); symbolic
         links in a local tree are copied as links. `owner` is a user name inside (default root).
 
