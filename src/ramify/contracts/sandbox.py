@@ -29,7 +29,10 @@ class NetworkMode(StrEnum):
 
 
 class NetworkPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Network policy of one sandbox. `allowed_hosts` entries are `host`, `*.domain` or `host:port`."""
+    """Network policy of one sandbox.
+
+    `allowed_hosts` entries are `host`, `*.domain` or `host:port`.
+    """
 
     mode: NetworkMode = NetworkMode.NONE
     allowed_hosts: tuple[str, ...] = ()
@@ -335,9 +338,10 @@ class Sandbox(Protocol):
         """Copy a host file, or the content of a host directory, to `remote` (absolute).
 
         Missing parents are made. `clear` first removes whatever stands at `remote` (a link itself,
-        never its target), without running any program of the inside. Links inside the sandbox are never followed out of it; the copy
-        replaces files, merges directories and keeps modes (or sets `mode` on files); symbolic
-        links in a local tree are copied as links. `owner` is a user name inside (default root).
+        never its target), without running any program of the inside. Links inside the sandbox are
+        never followed out of it; the copy replaces files, merges directories and keeps modes (or
+        sets `mode` on files); symbolic links in a local tree are copied as links. `owner` is a
+        user name inside (default root).
 
         Raises: SandboxError (the inside refuses), SandboxLostError.
         """

@@ -1,0 +1,71 @@
+"""What is to be run, and what came of it: the records that cross between engine and worker."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import msgspec
+
+from ramify.contracts.messages import Usage
+from ramify.contracts.tree import Outcome
+
+
+class WorkItem(msgspec.Struct, frozen=True):
+    """One rollout to run. `fence` rises with every lease; the newest one's result counts."""
+
+    job_id: str
+    task_id: str
+    repeat: int
+    seed: int
+    config_hash: str
+    attempt: int = 1
+    fence: int = 0
+
+    @property
+    def rollout_id(self) -> str:
+        """Unique within the job, the same on every attempt, safe as a file name."""
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", self.task_id.partition(":")[2]).strip("-.")[:48]
+        key = hashlib.blake2b(self.task_id.encode(), digest_size=4).hexdigest()
+        return f"{slug or 'task'}-{key}-{self.repeat}"
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error as it is recorded: stable code, message, and whether retrying may help."""
+
+    code: str
+    message: str
+    retryable: bool = False
+    phase: str = ""
+
+
+class RolloutResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One finished rollout: a line of results.jsonl.
+
+    `reward` is None where the outcome is never scored; for `invalid` it is the task's minimum.
+    `timings` are seconds by phase. `trajectory_hash` identifies what was recorded in the tree.
+    """
+
+    rollout_id: str
+    job_id: str
+    task_id: str
+    repeat: int
+    attempt: int
+    fence: int
+    outcome: Outcome
+    config_hash: str
+    seed: int
+    reward: float | None = None
+    invalid_reason: str | None = None
+    error: ErrorInfo | None = None
+    grader_isolation: str | None = None
+    items: dict[str, float] = {}
+    timings: dict[str, float] = {}
+    usage: Usage = Usage()
+    agent: str = ""
+    model: str = ""
+    sandbox: str = ""
+    steps: int = 0
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    trajectory_hash: str = ""
