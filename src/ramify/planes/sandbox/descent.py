@@ -1,0 +1,207 @@
+"""Going down a hostile tree one directory descriptor at a time.
+
+Shared by `packer` and `unpacker`, which run inside sandboxes: standard library only, Python 3.8
+syntax, nothing imported from Ramify.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OK = 0
+NOT_FOUND = 3
+"""Nothing at the path, or a symbolic link stands in it."""
+WRONG_TYPE = 4
+"""Neither a regular file nor a directory."""
+TOO_MUCH = 5
+"""The tree exceeds a limit; the stream ends early."""
+FAILED = 6
+"""Any other refusal or I/O error; a reason comes with it."""
+
+DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""How a directory is opened; fails on a link with ELOOP or ENOTDIR."""
+
+_MAX_HOPS = 40
+_KERNEL_FILE_SYSTEMS = frozenset(
+    (
+        b"proc sysfs cgroup cgroup2 devpts securityfs debugfs tracefs bpf mqueue fusectl"
+        b" binfmt_misc configfs pstore efivarfs nsfs"
+    ).split()
+)
+
+
+class Stop(Exception):  # noqa: N818  (a way out with a status, turned into a return value)
+    """Ends a transfer with one of the statuses above and a reason for people."""
+
+    def __init__(self, status: int, reason: str = "") -> None:
+        super().__init__(status, reason)
+        self.status, self.reason = status, reason
+
+
+def kernel_devices() -> frozenset[int]:
+    """Device numbers of the mounted kernel file systems, which are never walked into.
+
+    A procfs would answer with the secrets of the very process that reads it.
+    """
+    found: set[int] = set()
+    try:
+        with open("/proc/self/mountinfo", "rb") as lines:
+            for line in lines:
+                fields = line.split()
+                if fields[fields.index(b"-") + 1] in _KERNEL_FILE_SYSTEMS:
+                    major, minor = fields[2].split(b":")
+                    found.add(os.makedev(int(major), int(minor)))
+    except FileNotFoundError:  # without a /proc there is none to walk into
+        pass
+    return frozenset(found)
+
+
+def split_path(path: str | bytes) -> list[bytes]:
+    """The components of a path, without empty ones and `.`. Raises: Stop (it contains NUL)."""
+    raw = os.fsencode(path)
+    if b"\0" in raw:
+        raise Stop(NOT_FOUND, "the path contains NUL")
+    return [part for part in raw.split(b"/") if part not in (b"", b".")]
+
+
+def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
+    """Write every byte to a blocking descriptor."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+class Place:
+    """A directory below `/`, reached without the kernel's own resolution of links.
+
+    `fds` holds one descriptor per component, so `..` can never climb above the root and no
+    component is looked up twice.
+    """
+
+    def __init__(self, banned: frozenset[int]) -> None:
+        self.banned = banned
+        self.fds = [os.open("/", DIR_FLAGS)]
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the directory itself."""
+        return self.fds[-1]
+
+    def close(self) -> None:
+        """Free the descriptors."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
+
+    def root(self) -> None:
+        """Go back to `/`."""
+        while len(self.fds) > 1:
+            os.close(self.fds.pop())
+
+    def _down(self, name: bytes) -> None:
+        fd = os.open(name, DIR_FLAGS, dir_fd=self.fd)
+        self.fds.append(fd)
+        if os.fstat(fd).st_dev in self.banned:
+            raise Stop(WRONG_TYPE, "the path leads into a kernel file system")
+
+    def walk(self, parts: list[bytes], make: Callable[[int, bytes], None] | None) -> None:
+        """Go to `parts` from here; without `make` any link on the way is an OSError.
+
+        With `make(dir_fd, name)` missing directories are made, and links that root made are
+        followed (by hand, inside this root). Raises: OSError, Stop.
+        """
+        todo, hops = list(reversed(parts)), 0
+        while todo:
+            name = todo.pop()
+            if name == b"..":
+                if len(self.fds) > 1:
+                    os.close(self.fds.pop())
+                continue
+            try:
+                self._down(name)
+            except FileNotFoundError:
+                if make is None:
+                    raise
+                make(self.fd, name)
+                todo.append(name)
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.ENOTDIR) or make is None:
+                    raise
+                info = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+                hops += 1
+                if not stat.S_ISLNK(info.st_mode):
+                    raise
+                if info.st_uid != 0 or hops > _MAX_HOPS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+                target = os.readlink(name, dir_fd=self.fd)
+                if target.startswith(b"/"):
+                    self.root()
+                todo.extend(reversed(split_path(target)))
+
+
+def remove(dir_fd: int, name: bytes) -> None:
+    """Remove a file, a link itself, or a directory with all it holds. Missing is fine.
+
+    Never follows a link, and goes to any depth with a constant number of descriptors: what lies
+    deep is first moved up beside the directory being removed.
+    """
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+        return
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):
+        if not stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+            raise
+    fd = _open_for_removal(dir_fd, name)
+    try:
+        token = os.urandom(8).hex().encode()  # what the tree holds cannot be named like it
+        serial = 0
+        while _remove_level(fd, b".%s.%d" % (token, serial)):
+            serial += 1
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=dir_fd)
+
+
+def _open_for_removal(dir_fd: int, name: bytes) -> int:
+    """A directory's descriptor, made usable first where its mode forbids (overlay's `work`)."""
+    if os.geteuid() != 0:
+        info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        if stat.S_ISDIR(info.st_mode) and info.st_mode & 0o700 != 0o700:
+            os.chmod(name, 0o700, dir_fd=dir_fd)
+    return os.open(name, DIR_FLAGS, dir_fd=dir_fd)
+
+
+def _children(fd: int) -> list[tuple[bytes, bool]]:
+    with os.scandir(fd) as entries:
+        return [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
+
+
+def _remove_level(root: int, prefix: bytes) -> bool:
+    """Empty `root`, except for the grandchildren that are directories: those are pulled up."""
+    pulled = 0
+    for name, is_dir in _children(root):
+        if not is_dir:
+            os.unlink(name, dir_fd=root)
+            continue
+        child = _open_for_removal(root, name)
+        try:
+            for below, below_is_dir in _children(child):
+                if not below_is_dir:
+                    os.unlink(below, dir_fd=child)
+                    continue
+                os.close(_open_for_removal(child, below))  # moving it needs the right to write it
+                new = prefix + b".%d" % pulled
+                os.rename(below, new, src_dir_fd=child, dst_dir_fd=root)
+                pulled += 1
+        finally:
+            os.close(child)
+        os.rmdir(name, dir_fd=root)
+    return pulled > 0
