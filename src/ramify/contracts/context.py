@@ -105,3 +105,10 @@ class Context:
     sandbox: Sandbox | None = None
     sandboxes: SandboxProvider | None = None
     image: SandboxImage | None = None
+
+    @property
+    def workdir(self) -> str:
+        """The work directory inside: the task's, else the image's, else `/app`."""
+        package = self.task.package
+        declared = package.sandbox.workdir if package else None
+        return declared or (self.image.workdir if self.image else None) or "/app"

@@ -15,11 +15,15 @@ from ramify.contracts.sandbox import Sandbox
 
 
 class ReadinessProbe(msgspec.Struct, frozen=True):
-    """Whether the world is healthy. `answered_at` is the clock's monotonic time of the answer."""
+    """Whether the world is healthy.
+
+    `answered_at` is the clock's monotonic time of the answer; `retry_in_sec` is when to ask again.
+    """
 
     healthy: bool
     answered_at: float
     detail: str = ""
+    retry_in_sec: float = 0.2
 
 
 class StateSnapshot(msgspec.Struct, frozen=True):
@@ -39,7 +43,7 @@ class Environment(Protocol):
         ...
 
     async def readiness(self) -> ReadinessProbe:
-        """Ask once whether the world is healthy."""
+        """Ask once whether the world is healthy. Raises EnvironmentFailed when it gives up."""
         ...
 
     async def query(self) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""Grows the tree and tells the observer, in one place, so the two cannot disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from ramify.contracts.context import Clock
+from ramify.contracts.events import NodeEvent, Observer, RewardGiven, StatusEvent
+from ramify.contracts.messages import Message
+from ramify.contracts.reward import RewardEvent
+from ramify.contracts.tree import NodeStatus, Step
+from ramify.kernel.tree import Tree
+
+
+async def _no_wait() -> None:
+    """No backpressure."""
+
+
+@dataclass(slots=True)
+class TreeRecorder:
+    """Implements `contracts.context.Recorder` over one tree.
+
+    Attributes:
+        rollout_id: the rollout that owns the tree.
+        observer: gets one event for each change.
+        clock: stamps events.
+        ready: awaited after each step; returns when the store has caught up.
+        tree: what is grown.
+        current: id of the node that the next step is appended to.
+    """
+
+    rollout_id: str
+    observer: Observer
+    clock: Clock
+    ready: Callable[[], Awaitable[None]] = _no_wait
+    tree: Tree = field(default_factory=Tree)
+    current: int = 0
+
+    async def prompt(self, messages: tuple[Message, ...]) -> None:
+        """Record what opens the conversation, as the root."""
+        self.tree.opening = messages
+        self.observer.emit(NodeEvent(self.rollout_id, self.clock.now(), 0, -1, None, messages))
+        await self.ready()
+
+    async def step(self, step: Step) -> int:
+        """Append a step below the current node and move there."""
+        parent = self.current
+        self.current = self.tree.add(parent, step)
+        self.observer.emit(NodeEvent(self.rollout_id, self.clock.now(), self.current, parent, step))
+        await self.ready()
+        return self.current
+
+    def settle(self, status: NodeStatus) -> None:
+        """Settle the current node."""
+        self.tree.settle(self.current, status)
+        now = self.clock.now()
+        self.observer.emit(StatusEvent(self.rollout_id, now, self.current, status))
+
+    def reward(self, event: RewardEvent) -> None:
+        """Attach a signal to its node, or to the current one."""
+        node = self.current if event.node is None else event.node
+        self.tree.reward(node, event)
+        self.observer.emit(
+            RewardGiven(
+                self.rollout_id,
+                self.clock.now(),
+                node,
+                event.name,
+                event.value,
+                event.space.value,
+                event.granularity.value,
+            )  # fmt: skip
+        )

@@ -1,0 +1,272 @@
+"""One rollout, from a work item to a result.
+
+setup → start → provision → readiness → connect → execute → verify → teardown (seed 004).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from ramify.contracts.agent import Agent, Session
+from ramify.contracts.context import Context
+from ramify.contracts.environment import Environment
+from ramify.contracts.errors import (
+    AgentTimeoutError,
+    EnvironmentFailed,
+    InfraError,
+)
+from ramify.contracts.events import LogEvent, OutcomeEvent, Phase, PhaseEvent
+from ramify.contracts.messages import Message
+from ramify.contracts.result import RolloutResult, WorkItem
+from ramify.contracts.reward import Reward, VerifyResult
+from ramify.contracts.sandbox import Sandbox, SandboxProvider, SandboxSpec
+from ramify.contracts.tree import NodeStatus, Outcome
+from ramify.kernel.outcome import Verdict, classify
+from ramify.kernel.recorder import TreeRecorder
+from ramify.kernel.trajectory import trajectory, trajectory_hash
+
+_Action = Callable[[], Awaitable[None]]
+
+_CLEANUP_SEC = 60.0
+"""How long one clean-up action may take before it is reported and left to the sweeper."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutPlan:
+    """What one rollout is made of.
+
+    Attributes:
+        item: identity, seed and lease.
+        provider, spec: where it runs.
+        agent: who acts.
+        environment: the world.
+        reward: how it is scored.
+        recorder: grows the tree; the same object that the context carries.
+        agent_timeout_sec: time for the phase `execute`.
+        readiness_timeout_sec: time for the phase `readiness`.
+        minimum_reward: what an `invalid` outcome counts as.
+        model: name of the policy, for the record.
+    """
+
+    item: WorkItem
+    provider: SandboxProvider
+    spec: SandboxSpec
+    agent: Agent
+    environment: Environment
+    reward: Reward
+    recorder: TreeRecorder
+    agent_timeout_sec: float = 600.0
+    readiness_timeout_sec: float = 120.0
+    minimum_reward: float = 0.0
+    model: str = ""
+
+
+async def run_rollout(plan: RolloutPlan, ctx: Context) -> RolloutResult:
+    """Run one rollout to its single outcome.
+
+    Every error becomes an outcome; only the cancellation of the calling task is raised, after
+    the clean-up. `ctx.cancel` ends the rollout with the outcome `cancelled`.
+    """
+    run = _Rollout(plan, ctx, started_at=ctx.clock.now())
+    async with asyncio.TaskGroup() as group:
+        phases = group.create_task(run.phases(), name=f"rollout-{ctx.rollout_id}")
+        watcher = group.create_task(run.cancel_with(phases))
+        await asyncio.wait([phases])
+        watcher.cancel()
+    return run.result()
+
+
+@dataclass(slots=True)
+class _Rollout:
+    """State and control flow of one rollout. Single-use."""
+
+    plan: RolloutPlan
+    ctx: Context
+    started_at: float
+    phase: Phase = Phase.SETUP
+    timings: dict[str, float] = field(default_factory=dict[str, float])
+    verdict: Verdict | None = None
+    verified: VerifyResult | None = None
+    cleanups: list[tuple[str, _Action]] = field(default_factory=list[tuple[str, "_Action"]])
+
+    async def cancel_with(self, phases: asyncio.Task[None]) -> None:
+        """Turn the cancel scope's signal into the cancellation of the running phases."""
+        await self.ctx.cancel.wait()
+        if self.phase is not Phase.TEARDOWN:
+            phases.cancel()
+
+    async def phases(self) -> None:
+        """The lifecycle. What was acquired is freed in reverse order, whatever happens."""
+        try:
+            await self._live()
+        except asyncio.CancelledError as error:
+            self.verdict = classify(error, self.phase)
+            raise
+        except Exception as error:
+            # The agent's own failure is already in `verdict`; this one outweighs it.
+            self.verdict = classify(error, self.phase)
+        finally:
+            await _to_the_end(self._teardown())
+
+    async def _live(self) -> None:
+        plan = self.plan
+        # 1. setup: the pristine image exists.
+        async with self._in(Phase.SETUP):
+            image = await plan.provider.prepare(plan.spec)
+        # 2. start: the sandbox is up.
+        async with self._in(Phase.START):
+            sandbox = await plan.provider.create(plan.spec, image)
+            self.cleanups.append(("sandbox", sandbox.teardown))
+        self.ctx = replace(self.ctx, sandbox=sandbox, sandboxes=plan.provider, image=image)
+        # 3. provision: the world is in place.
+        async with self._in(Phase.PROVISION):
+            self.cleanups.append(("environment", plan.environment.teardown))
+            await plan.environment.provision(sandbox, self.ctx)
+        # 4. readiness: the agent never runs before the world is healthy.
+        async with self._in(Phase.READINESS):
+            await self._readiness()
+        # 5. and 6. connect and execute: the tree grows. The agent's failure is not the end.
+        try:
+            await self._act(sandbox)
+        except Exception as error:
+            self.verdict = classify(error, self.phase)
+            if not self.verdict.outcome.counts:
+                raise
+        # 7. verify: what the agent left is scored as it stands.
+        async with self._in(Phase.VERIFY):
+            await self._verify()
+
+    async def _teardown(self) -> None:
+        # 8. teardown: newest first; one failing action leaves the others alone.
+        async with self._in(Phase.TEARDOWN):
+            for what, action in reversed(self.cleanups):
+                await self._clean(what, action)
+
+    async def _act(self, sandbox: Sandbox) -> None:
+        async with self._in(Phase.CONNECT):
+            await self.ctx.recorder.prompt((Message("user", self.ctx.task.instruction),))
+            session = await self.plan.agent.connect(sandbox, self.ctx)
+            self.cleanups.append(("session", session.aclose))
+        async with self._in(Phase.EXECUTE):
+            await self._prompt(session)
+
+    async def _prompt(self, session: Session) -> None:
+        limits = [self.plan.agent_timeout_sec * self.ctx.config.timeout_multiplier]
+        if self.ctx.config.timeout_sec is not None:
+            limits.append(self.ctx.config.timeout_sec)
+        seconds = min(limits)
+        scope = asyncio.timeout(seconds)
+        try:
+            async with scope:
+                await session.prompt(self.ctx.task.instruction)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            await self._clean("turn", session.cancel)
+            raise AgentTimeoutError(f"the agent did not finish within {seconds:g} s") from None
+
+    async def _readiness(self) -> None:
+        seconds = self.plan.readiness_timeout_sec
+        detail = "no answer"
+        scope = asyncio.timeout(seconds)
+        try:
+            async with scope:
+                while not (probe := await self.plan.environment.readiness()).healthy:
+                    detail = probe.detail or detail
+                    await self.ctx.clock.sleep(probe.retry_in_sec)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise EnvironmentFailed(
+                f"the world was not healthy within {seconds:g} s: {detail}"
+            ) from None
+
+    async def _verify(self) -> None:
+        recorder = self.plan.recorder
+        node = recorder.tree.node(recorder.current)
+        self.verified = await self.plan.reward.score(node, self.ctx)
+        for event in self.verified.events:
+            recorder.reward(event)
+        if self.verified.reward is None:
+            raise InfraError("the reward could not be computed (the scorer returned None)")
+
+    @asynccontextmanager
+    async def _in(self, phase: Phase) -> AsyncGenerator[None]:
+        self.phase = phase
+        clock, observer, rollout = self.ctx.clock, self.ctx.observer, self.ctx.rollout_id
+        observer.emit(PhaseEvent(rollout, clock.now(), phase))
+        start = clock.monotonic()
+        try:
+            yield
+        finally:
+            took = clock.monotonic() - start
+            self.timings[phase.value] = self.timings.get(phase.value, 0.0) + took
+            observer.emit(PhaseEvent(rollout, clock.now(), phase, took))
+
+    async def _clean(self, what: str, action: _Action) -> None:
+        """Run one clean-up action; a failure is reported, and left to the provider's sweep."""
+        try:
+            async with asyncio.timeout(_CLEANUP_SEC):
+                await action()
+        except Exception as error:
+            fields = {"what": what, "error": f"{type(error).__name__}: {error}"}
+            now = self.ctx.clock.now()
+            event = LogEvent(self.ctx.rollout_id, now, "error", "clean-up failed", fields)
+            self.ctx.observer.emit(event)
+
+    def result(self) -> RolloutResult:
+        """The record of what happened; settles the leaf and emits the outcome."""
+        plan, tree = self.plan, self.plan.recorder.tree
+        outcome = self.verdict.outcome if self.verdict else Outcome.SCORED
+        reward = None
+        if outcome is Outcome.INVALID:
+            reward = plan.minimum_reward
+        elif outcome.counts and self.verified is not None:
+            reward = self.verified.reward
+        plan.recorder.settle(NodeStatus(outcome.value))
+        clock, item = self.ctx.clock, plan.item
+        self.ctx.observer.emit(
+            OutcomeEvent(self.ctx.rollout_id, clock.now(), outcome, reward, item.attempt)
+        )
+        return RolloutResult(
+            rollout_id=item.rollout_id,
+            job_id=item.job_id,
+            task_id=item.task_id,
+            repeat=item.repeat,
+            attempt=item.attempt,
+            fence=item.fence,
+            outcome=outcome,
+            config_hash=item.config_hash,
+            seed=item.seed,
+            reward=reward,
+            invalid_reason=self.verdict.reason if self.verdict else None,
+            error=self.verdict.error if self.verdict else None,
+            grader_isolation=self.verified.grader_isolation if self.verified else None,
+            items=self.verified.items if self.verified else {},
+            timings={phase: round(seconds, 6) for phase, seconds in self.timings.items()},
+            usage=trajectory(tree, plan.recorder.current).usage,
+            agent=plan.agent.name,
+            model=plan.model,
+            sandbox=plan.provider.name,
+            steps=len(tree) - 1,
+            started_at=self.started_at,
+            finished_at=clock.now(),
+            trajectory_hash=trajectory_hash(tree),
+        )
+
+
+async def _to_the_end(action: Coroutine[None, None, None]) -> None:
+    """Await `action` to its end; a cancellation that comes meanwhile is raised afterwards."""
+    task = asyncio.create_task(action)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled

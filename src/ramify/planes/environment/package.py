@@ -1,0 +1,127 @@
+"""The world of a task directory: its files, its set-up script and its healthcheck."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from ramify.contracts.context import Context
+from ramify.contracts.environment import ReadinessProbe
+from ramify.contracts.errors import EnvironmentFailed, UnsupportedError
+from ramify.contracts.sandbox import Sandbox
+from ramify.contracts.task import Healthcheck, TaskPackage
+
+LOG_DIRS = ("agent", "verifier", "artifacts")
+"""Directories below /logs that a task may rely on (Harbor's layout)."""
+
+
+async def provision_package(sandbox: Sandbox, ctx: Context) -> None:
+    """Bring a fresh sandbox to a task's start: directories, files, set-up script.
+
+    Used for the agent's sandbox and for every fresh sandbox that verifies.
+
+    Raises:
+        UnsupportedError: a program that the task needs is not there.
+        EnvironmentFailed: the set-up script fails or does not end in time.
+        SandboxError: the sandbox fails.
+    """
+    workdir = ctx.workdir
+    logs = " ".join(f'"$RAMIFY_ROOT/logs/{name}"' for name in LOG_DIRS)
+    made = await sandbox.exec(
+        f'mkdir -p {logs} "$RAMIFY_ROOT"{shlex.quote(workdir)} && chmod 777 {logs}', user="root"
+    )
+    if not made.ok:
+        raise EnvironmentFailed(f"cannot make the task's directories: {_tail(made.stderr)}")
+    package = ctx.task.package
+    if package is None:
+        return
+    await _check_needs(sandbox, package)
+    root = Path(package.path)
+    if package.files is not None:
+        await sandbox.upload(root / package.files, workdir)
+    if package.setup is not None:
+        await sandbox.upload(root / package.setup, "/tmp/ramify-setup", mode=0o755)
+        done = await sandbox.exec(
+            '"$RAMIFY_ROOT/tmp/ramify-setup"; code=$?; '
+            'rm -f "$RAMIFY_ROOT/tmp/ramify-setup"; exit $code',
+            user="root",
+            cwd=workdir,
+            timeout_sec=package.setup_timeout_sec,
+        )
+        if not done.ok:
+            why = "did not end in time" if done.timed_out else f"exited {done.exit_code}"
+            raise EnvironmentFailed(f"{package.setup} {why}: {_tail(done.stderr or done.stdout)}")
+
+
+async def _check_needs(sandbox: Sandbox, package: TaskPackage) -> None:
+    if not package.needs:
+        return
+    names = " ".join(shlex.quote(name) for name in package.needs)
+    found = await sandbox.exec(
+        f'for p in {names}; do command -v "$p" >/dev/null || echo "$p"; done'
+    )
+    if missing := found.stdout.decode(errors="replace").split():
+        raise UnsupportedError(
+            f"the task needs {', '.join(missing)}, which this sandbox does not have; use an image "
+            "that has it (`docker_image` in task.toml) or install it on the host"
+        )
+
+
+class PackageEnvironment:
+    """Implements `contracts.environment.Environment` for a task directory.
+
+    Its state is files in the sandbox, so it needs no snapshot of its own: freezing the sandbox is
+    the same cut.
+    """
+
+    def __init__(self) -> None:
+        self._sandbox: Sandbox | None = None
+        self._ctx: Context | None = None
+        self._failures = 0
+        self._started = 0.0
+
+    async def provision(self, sandbox: Sandbox, ctx: Context) -> None:
+        """Put the task's files in place and run its set-up script."""
+        self._sandbox, self._ctx = sandbox, ctx
+        await provision_package(sandbox, ctx)
+        self._started = ctx.clock.monotonic()
+
+    async def readiness(self) -> ReadinessProbe:
+        """Run the healthcheck once; give up after its `retries` (start period aside)."""
+        if self._sandbox is None or self._ctx is None:
+            raise EnvironmentFailed("readiness was asked before provision")
+        clock = self._ctx.clock
+        check = self._ctx.task.package.healthcheck if self._ctx.task.package else None
+        if check is None:
+            return ReadinessProbe(True, clock.monotonic())
+        result = await self._sandbox.exec(
+            check.command, cwd=self._ctx.workdir, timeout_sec=check.timeout_sec
+        )
+        answered = clock.monotonic()
+        if result.ok:
+            return ReadinessProbe(True, answered)
+        detail = _tail(result.stderr or result.stdout) or f"exit code {result.exit_code}"
+        return ReadinessProbe(False, answered, detail, self._again(check, answered, detail))
+
+    def _again(self, check: Healthcheck, now: float, detail: str) -> float:
+        if now - self._started < check.start_period_sec:
+            return check.start_interval_sec
+        self._failures += 1
+        if self._failures >= check.retries:
+            raise EnvironmentFailed(
+                f"the healthcheck failed {self._failures} times: {check.command!r}: {detail}"
+            )
+        return check.interval_sec
+
+    async def query(self) -> dict[str, Any]:
+        """Nothing beyond the files, which a verifier reads in the sandbox itself."""
+        return {}
+
+    async def teardown(self) -> None:
+        """Nothing lives outside the sandbox."""
+        self._sandbox = None
+
+
+def _tail(data: bytes) -> str:
+    return data[-2000:].decode(errors="replace").strip()
