@@ -29,6 +29,7 @@ from ramify.planes.sandbox.descent import (
 
 _BLOCK = 512
 _CHUNK = 256 * 1024
+_SPECIAL = b"6"  # how anything but files, directories and links is named, so that it is reported
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -99,13 +100,12 @@ END = b"\0" * (2 * _BLOCK)
 
 
 class Limits(NamedTuple):
-    """Bounds on what is packed; `links` also packs symbolic links (else they are left out)."""
+    """Bounds on what is packed."""
 
     max_entries: int
     max_bytes: int
     max_file_bytes: int
     max_depth: int
-    links: bool = False
 
 
 class _Packer:
@@ -153,25 +153,24 @@ class _Packer:
     def child(self, dir_fd: int, name: bytes, path: bytes) -> int | None:
         """Pack one name of a directory; returns a descriptor when it is a directory to enter."""
         info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        self.count()
         if stat.S_ISLNK(info.st_mode):
-            if self.limits.links:
-                self.count()
-                self.entry(path, info, b"2", 0, os.readlink(name, dir_fd=dir_fd))
+            self.entry(path, info, b"2", 0, os.readlink(name, dir_fd=dir_fd))
             return None
         is_dir = stat.S_ISDIR(info.st_mode)
         if not (is_dir or stat.S_ISREG(info.st_mode)) or info.st_dev in self.banned:
+            self.entry(path, info, _SPECIAL)
             return None
-        self.count()
         fd = os.open(name, DIR_FLAGS if is_dir else _READ_FLAGS, dir_fd=dir_fd)
         try:
             info = os.fstat(fd)  # what was opened, whatever stood there a moment ago
-            if info.st_dev in self.banned:
+            if info.st_dev in self.banned or not (is_dir or stat.S_ISREG(info.st_mode)):
+                self.entry(path, info, _SPECIAL)
                 return None
-            if stat.S_ISDIR(info.st_mode):
+            if is_dir:
                 self.entry(path + b"/", info, b"5")
                 return os.dup(fd)
-            if stat.S_ISREG(info.st_mode):
-                self.file(path, fd, info)
+            self.file(path, fd, info)
             return None
         finally:
             os.close(fd)
@@ -182,8 +181,7 @@ class _Packer:
         with os.scandir(fd) as entries:
             for entry in entries:
                 found.append(os.fsencode(entry.name))
-                # Entries left out (links, devices) also cost work: four times the room is plenty.
-                if len(found) > 4 * room + 1000:
+                if len(found) > room:
                     raise Stop(TOO_MUCH, f"more than {self.limits.max_entries} entries")
         found.sort(reverse=True)
         return found
@@ -220,7 +218,8 @@ def pack(path: str | bytes, out_fd: int, limits: Limits) -> tuple[int, str]:
     """Write the file or the content of the directory at `path` to `out_fd` as a tar stream.
 
     A directory starts with the entry `./`; a file is the single entry `.`. No symbolic link is
-    followed, not even in the parents of `path`. Returns `(status, reason)`: OK, NOT_FOUND,
+    followed, not even in the parents of `path`; links in the tree are packed as links, and special
+    files are named as FIFOs without being opened. Returns `(status, reason)`: OK, NOT_FOUND,
     WRONG_TYPE, TOO_MUCH or FAILED; unless it is OK the stream has no end mark. The caller closes
     `out_fd`.
     """
