@@ -36,8 +36,8 @@ class Outcome(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether a resumed job leaves it alone."""
-        return self is not Outcome.CANCELLED
+        """Whether a resumed job leaves it alone: what was never scored runs again."""
+        return self.counts
 
 
 _COUNTED = frozenset({Outcome.SCORED, Outcome.AGENT_ERROR, Outcome.AGENT_TIMEOUT, Outcome.INVALID})
