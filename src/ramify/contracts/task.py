@@ -90,6 +90,8 @@ class TaskPackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     below `path`) is copied into the work directory and `setup` (a file below `path`) run there,
     before the agent comes. `outputs` are the paths inside that carry the result (declared
     outputs), `artifacts` those to keep. `needs` names programs that must exist inside.
+    `host_root_ok`: the task may also run on the host's own root file system, read-only below an
+    overlay (`SandboxSpec.host_root`), in place of the image or build that `sandbox` names.
     """
 
     path: str
@@ -106,6 +108,7 @@ class TaskPackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs: tuple[str, ...] = ()
     artifacts: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    host_root_ok: bool = False
 
     @property
     def workdir(self) -> str:

@@ -1,0 +1,1 @@
+"""What is to be solved: task directories, tasksets, and datasets of tasks."""
