@@ -1,0 +1,65 @@
+"""Remembered isolation levels: the strictest at which a task's reference solution scores 1."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from ramify.contracts.errors import ConfigError
+from ramify.contracts.task import IsolationLevel
+
+
+class _Level(msgspec.Struct, frozen=True):
+    digest: str
+    level: IsolationLevel
+
+
+class LevelStore:
+    """Isolation levels by task digest, one small file each, shared by all runs of a user.
+
+    Args:
+        home: Ramify's directory (see `default_home`).
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._folder = home / "levels"
+
+    def get(self, digest: str) -> IsolationLevel | None:
+        """The remembered level, or None. A damaged file counts as nothing remembered."""
+        try:
+            stored = msgspec.json.decode(self._file(digest).read_bytes(), type=_Level)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            # What is remembered can always be found again, so damage is no reason to stop.
+            return None
+        return stored.level if stored.digest == digest else None
+
+    def put(self, digest: str, level: IsolationLevel) -> None:
+        """Remember a level. Atomic: a reader sees the old file or the new one."""
+        target = self._file(digest)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f"{digest}.", dir=self._folder)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(msgspec.json.encode(_Level(digest, level)))
+            os.replace(name, target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def _file(self, digest: str) -> Path:
+        if not re.fullmatch(r"[0-9a-f]{16,128}", digest):
+            raise ConfigError(f"{digest!r} is not the digest of a task", field="digest")
+        return self._folder / f"{digest}.json"
+
+
+def default_home(environ: Mapping[str, str] | None = None) -> Path:
+    """Where Ramify keeps what it remembers: `$RAMIFY_HOME`, else `~/.cache/ramify`."""
+    env = os.environ if environ is None else environ
+    if home := env.get("RAMIFY_HOME"):
+        return Path(home).expanduser().resolve()
+    return Path.home() / ".cache" / "ramify"
