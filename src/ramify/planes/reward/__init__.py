@@ -1,0 +1,1 @@
+"""The reward plane: how it is scored."""
