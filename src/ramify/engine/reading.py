@@ -1,0 +1,149 @@
+"""Reading a job directory, also while an engine is writing it. Nothing here changes its records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ramify.contracts.errors import StoreError, UsageError
+from ramify.contracts.events import AnyEvent, LeaseEvent, NodeEvent
+from ramify.contracts.result import RolloutResult
+from ramify.engine.blobs import BlobStore, join, references_in
+from ramify.engine.index import Index
+from ramify.engine.lines import read_lines
+
+JOB_FILE = "job.json"
+RESULTS_FILE = "results.jsonl"
+_FORMAT = 1
+_EVENTS_FILE = re.compile(r"events-([0-9]+)\.jsonl")
+
+_events: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
+_results = msgspec.json.Decoder(RolloutResult)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a job runs: every task `repeats` times. `model` is None for agents without one."""
+
+    task_ids: tuple[str, ...]
+    repeats: int
+    agent: str
+    model: str | None
+    sandbox: str
+    seed: int
+
+
+class JobRecord(msgspec.Struct, frozen=True):
+    """job.json: what was asked, and with what.
+
+    `created_at` is UTC seconds since the epoch. `config` is what `config_hash` is taken of, with
+    secrets redacted before it comes here. `versions` names at least ramify, python and platform.
+    `git` holds commit and whether it was dirty, or is None outside a repository.
+    """
+
+    job_id: str
+    config_hash: str
+    created_at: float
+    plan: Plan
+    config: dict[str, Any]
+    versions: dict[str, str]
+    git: dict[str, str] | None = None
+    argv: tuple[str, ...] = ()
+    format: int = _FORMAT
+
+
+def read_job(path: Path) -> JobRecord:
+    """What the job in directory `path` was asked to do.
+
+    Raises UsageError if it is not a job directory or of a newer Ramify, StoreError if damaged.
+    """
+    file = path / JOB_FILE
+    try:
+        job = msgspec.json.decode(file.read_bytes(), type=JobRecord)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{path} is not a job directory: it has no {JOB_FILE}") from None
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be read ({error.strerror})") from error
+    except msgspec.DecodeError as error:
+        raise StoreError(f"{file}: is damaged ({error}); restore it from a copy") from error
+    if job.format > _FORMAT:
+        raise UsageError(f"{file}: was written by a newer Ramify; update this one to read it")
+    return job
+
+
+def read_results(path: Path) -> dict[str, RolloutResult]:
+    """The result of each finished rollout, by rollout id, each counted once. Raises StoreError."""
+    found: dict[str, RolloutResult] = {}
+    file = path / RESULTS_FILE
+    if not file.exists():
+        return found
+    for offset, line in read_lines(file):
+        try:
+            result = _results.decode(line)
+        except msgspec.DecodeError as error:
+            raise StoreError(f"{file}: byte {offset}: is not a result ({error})") from error
+        if supersedes(result, found.get(result.rollout_id)):
+            found[result.rollout_id] = result
+    return found
+
+
+def supersedes(result: RolloutResult, standing: RolloutResult | None) -> bool:
+    """Whether a later `result` counts in place of the one that stands: a final one never yields."""
+    return standing is None or not standing.outcome.final
+
+
+def read_events(path: Path, rollout_id: str | None = None) -> Iterator[AnyEvent]:
+    """Events of a job, or of one rollout, in the order of files and lines.
+
+    Of each rollout only the attempt whose result counts is given, or while there is none the
+    newest attempt. One rollout is found through the index (`events.idx`), which is made or brought
+    up to date as needed. Raises StoreError, also in the midst of iteration.
+    """
+    results = read_results(path)
+    index = Index.load(path, event_files(path))
+    wanted = {
+        key: results[key].fence if key in results else fence
+        for key, fence in index.newest_fences().items()
+    }
+    blobs = BlobStore(path / "blobs")
+    if rollout_id is None:
+        lines = (
+            (file, offset, line)
+            for _, file in event_files(path)
+            for offset, line in read_lines(file)
+        )
+    else:
+        lines = index.lines(rollout_id)
+    current: dict[str, int] = {}
+    for file, offset, line in lines:
+        event = _decode(file, offset, line, blobs)
+        key = event.rollout_id
+        if isinstance(event, LeaseEvent):
+            current[key] = event.fence
+        if current.get(key) == wanted.get(key):
+            yield event
+
+
+def event_files(path: Path) -> list[tuple[int, Path]]:
+    """Number and path of each events file of a job, in order."""
+    found = [(_EVENTS_FILE.fullmatch(entry.name), entry) for entry in path.iterdir()]
+    return sorted((int(match[1]), entry) for match, entry in found if match)
+
+
+def events_file(worker: int) -> str:
+    """Name of the events file with this number."""
+    return f"events-{worker}.jsonl"
+
+
+def _decode(file: Path, offset: int, line: bytes, blobs: BlobStore) -> AnyEvent:
+    try:
+        event = _events.decode(line)
+        references = references_in(line)
+    except msgspec.DecodeError as error:
+        raise StoreError(f"{file}: byte {offset}: is not an event ({error})") from error
+    if references and isinstance(event, NodeEvent):
+        return join(event, references, blobs)
+    return event
