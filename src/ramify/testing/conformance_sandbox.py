@@ -1,0 +1,39 @@
+"""The conformance suite of the Sandbox contract, for every provider: ours and yours.
+
+    import pytest
+    from ramify.testing.conformance_sandbox import SANDBOX_CHECKS, SandboxBench
+
+    @pytest.mark.parametrize("check", SANDBOX_CHECKS, ids=lambda check: check.name)
+    async def test_my_provider(check, tmp_path):
+        await check.run(SandboxBench(MyProvider(), SandboxSpec(image="debian"), tmp_path))
+
+A check raises ConformanceError where the contract is broken, and CheckSkipped (a SkipTest) where
+the provider's capabilities, or the programs found inside, leave it without a subject. Each needs
+about a second at most, and none depends on another. A provider that serves many checks has to
+live in one event loop: give it and the tests the same loop scope.
+"""
+
+from __future__ import annotations
+
+from ramify.testing.check import Check
+from ramify.testing.conformance_sandbox_download import DOWNLOAD_CHECKS
+from ramify.testing.conformance_sandbox_exec import EXEC_CHECKS
+from ramify.testing.conformance_sandbox_kill import KILL_CHECKS
+from ramify.testing.conformance_sandbox_spawn import SPAWN_CHECKS
+from ramify.testing.conformance_sandbox_upload import UPLOAD_CHECKS
+from ramify.testing.sandbox_bench import SandboxBench
+
+_PARTS = {
+    "exec": EXEC_CHECKS,
+    "kill": KILL_CHECKS,
+    "spawn": SPAWN_CHECKS,
+    "upload": UPLOAD_CHECKS,
+    "download": DOWNLOAD_CHECKS,
+}
+
+SANDBOX_CHECKS: tuple[Check[SandboxBench], ...] = tuple(
+    check.renamed(f"{part}.{check.name}") for part, checks in _PARTS.items() for check in checks
+)
+"""Every check of the contracts Sandbox, Process, Freezable and SandboxProvider."""
+
+__all__ = ["SANDBOX_CHECKS", "SandboxBench"]
