@@ -22,6 +22,7 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from ramify.contracts.errors import StoreError
+from ramify.engine.cancel import uninterrupted
 from ramify.engine.lines import read_lines, seal, sound_length
 
 _LINGER_SEC = 0.01  # how long a record that nobody waits for may wait for company
@@ -109,6 +110,7 @@ class Journal:
         self._synced = self._written
         self._suspect = False  # an fdatasync failed: what is unsynced must be written again
         self._ragged = False  # a write failed: bytes may lie behind `_written`
+        self._all_owned = True  # whoever appended what is unsynced waits for it
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._next = _Batch()
@@ -134,8 +136,8 @@ class Journal:
     async def append_durable(self, record: Any) -> None:
         """Add a record and return when it, and all before it, will survive a power failure.
 
-        Raises StoreError: the record is not acknowledged. It is out of the file if writing
-        failed; if syncing did, a later commit may still make it durable.
+        Raises StoreError: the record is not acknowledged and, unless records that nobody awaited
+        shared a failed sync with it, not in the file either.
         """
         waiter = asyncio.get_running_loop().create_future()
         self._append(record, waiter)
@@ -161,11 +163,17 @@ class Journal:
         try:
             await self.commit()
         finally:
-            with self._lock:
-                self._closing = True
-                self._wake.notify()
-            await asyncio.to_thread(self._thread.join)
-            os.close(self._handle)
+            await uninterrupted(asyncio.to_thread(self.close))
+
+    def close(self) -> None:
+        """Write what was appended and end the writer, without syncing. Blocks for that long."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+        os.close(self._handle)
 
     def _next_durable(self) -> list[Waiter]:
         return self._next.durable
@@ -274,16 +282,26 @@ class Journal:
                 self._ragged = False
             raise
         self._written += len(batch.buffer)
+        owned = sum(last - first for first, last in batch.owned)
+        self._all_owned = self._all_owned and owned == len(batch.buffer)
 
     def _sync(self) -> None:
         if self._suspect:
             self._write_again()
         self._suspect = True
-        if self._spill is not None:
-            self._spill.sync()
-        os.fdatasync(self._handle)
+        try:
+            if self._spill is not None:
+                self._spill.sync()
+            os.fdatasync(self._handle)
+        except OSError:
+            if self._all_owned:  # everyone concerned is told: take it back altogether
+                os.ftruncate(self._handle, self._synced)
+                self._written = self._synced
+                self._suspect = False
+            raise
         self._suspect = False
         self._synced = self._written
+        self._all_owned = True
 
     def _write_again(self) -> None:
         # After a failed fdatasync the kernel counts pages as clean that never reached the disk.

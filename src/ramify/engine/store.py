@@ -41,6 +41,7 @@ from ramify.contracts.events import (
 )
 from ramify.contracts.result import RolloutResult
 from ramify.engine.blobs import BlobStore
+from ramify.engine.cancel import uninterrupted
 from ramify.engine.journal import Journal, sync_directory
 from ramify.engine.reading import (
     JOB_FILE,
@@ -74,7 +75,11 @@ class Store:
         worker = 1 + max((number for number, _ in event_files(path)), default=0)
         self._fence = worker * _FENCES_PER_OPENING
         self._result_log = Journal(path / RESULTS_FILE)
-        self._event_log = Journal(path / events_file(worker), BlobStore(path / "blobs"))
+        try:
+            self._event_log = Journal(path / events_file(worker), BlobStore(path / "blobs"))
+        except BaseException:
+            self._result_log.close()
+            raise
         self._sink = _Sink(self._event_log, self._leases)
 
     @classmethod
@@ -86,7 +91,12 @@ class Store:
                 is some other directory with something in it.
             StoreError: it cannot be read or written, or is damaged.
         """
-        return await asyncio.to_thread(cls._open, path, job)
+        opening = asyncio.ensure_future(asyncio.to_thread(cls._open, path, job))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await uninterrupted(_close_when_open(opening))
+            raise
 
     @classmethod
     def _open(cls, path: Path, job: JobRecord) -> Store:
@@ -136,7 +146,8 @@ class Store:
 
         False, and a warning in the log, if it does not count: the rollout has a final result
         already, or a newer lease (a lease ends with the opening of the job that gave it).
-        Raises StoreError: nothing is acknowledged; call again when the cause is gone.
+        Raises StoreError: nothing is acknowledged; call again when the cause is gone. Cancelled
+        while it waits, it finishes first.
         """
         if (reason := self._why_not(result)) is not None:
             fields = {"fence": result.fence, "attempt": result.attempt, "reason": reason}
@@ -145,13 +156,8 @@ class Store:
                 LogEvent(result.rollout_id, result.finished_at, "warning", text, fields)
             )
             return False
-        self._recording.add(result.rollout_id)
-        try:
-            await self._event_log.commit()
-            await self._result_log.append_durable(result)
-            self._results[result.rollout_id] = result
-        finally:
-            self._recording.discard(result.rollout_id)
+        _require_storable(result)
+        await uninterrupted(self._record(result))
         return True
 
     def results(self) -> dict[str, RolloutResult]:
@@ -192,6 +198,15 @@ class Store:
                 os.close(self._lock)
                 self._lock = -1
 
+    async def _record(self, result: RolloutResult) -> None:
+        self._recording.add(result.rollout_id)
+        try:
+            await self._event_log.commit()
+            await self._result_log.append_durable(result)
+            self._results[result.rollout_id] = result
+        finally:
+            self._recording.discard(result.rollout_id)
+
     def _why_not(self, result: RolloutResult) -> str | None:
         key = result.rollout_id
         lease = self._leases.get(key)
@@ -204,6 +219,10 @@ class Store:
         if not supersedes(result, self._results.get(key)):
             return "a final result stands"
         return None
+
+
+async def _close_when_open(opening: asyncio.Future[Store]) -> None:
+    await (await opening).aclose()
 
 
 class _Sink:
@@ -239,6 +258,15 @@ def _storable(event: AnyEvent) -> AnyEvent:
     if step.logprob is not None and not math.isfinite(step.logprob):
         step = msgspec.structs.replace(step, logprob=_finite(step.logprob))
     return event if step is event.step else msgspec.structs.replace(event, step=step)
+
+
+def _require_storable(result: RolloutResult) -> None:
+    numbers = {"reward": result.reward or 0.0, **result.items, **result.timings}
+    if wrong := [name for name, value in numbers.items() if not math.isfinite(value)]:
+        raise StoreError(
+            f"result of {result.rollout_id}: {', '.join(wrong)} is not a finite number, so it "
+            "cannot be recorded; a reward that cannot be given is None"
+        )
 
 
 def _finite(logprob: float) -> float:
