@@ -1,0 +1,270 @@
+"""The runtime that a container is given: this interpreter, what it needs, and the supervisor.
+
+An image needs nothing for it: the bundle brings its own dynamic loader and C library, so it runs
+in images without Python and of another C library. It is a tar archive of about 30 MB, laid out for
+`MOUNT`; `digest` names its content, so that one copy per daemon serves every container.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import hashlib
+import importlib.util
+import io
+import marshal
+import os
+import platform
+import struct
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ramify.contracts.errors import SandboxStartError
+
+MOUNT = "/.ramify"
+"""Where a container sees the runtime."""
+
+_APP = "app"
+_PREFIX = "ramify.planes.sandbox."
+_MAIN = _PREFIX + "docker.supervisor"
+_BOOT = (
+    f"import sys; sys.path.append({MOUNT + '/' + _APP!r}); "
+    "from ramify.planes.sandbox.docker.supervisor import main; main()"
+)
+_ARCH = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le"}
+_LIST_MODULES = """
+import sys
+for name in sys.argv[1:]:
+    try:
+        __import__(name)
+    except ImportError:
+        pass
+for name, module in sorted(sys.modules.items()):
+    path = getattr(module, "__file__", None)
+    if path and name != "__main__":
+        print(name, path, sep="\\t")
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A runtime, ready to be shipped.
+
+    `archive` is a tar of what lies under `MOUNT`, `command` what starts the supervisor there.
+    """
+
+    digest: str
+    archive: bytes
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One file of the bundle: its path under MOUNT, its mode, its bytes, and what it hashes as."""
+
+    path: str
+    mode: int
+    data: bytes
+    source: bytes
+
+
+async def make_bundle(daemon_os: str, daemon_arch: str) -> Bundle:
+    """The bundle for a daemon: with this interpreter where it can run there.
+
+    Otherwise (another system or architecture) it holds the supervisor alone, for the `python3` of
+    the image. Raises: SandboxStartError (the interpreter cannot be read).
+    """
+    native = (
+        sys.platform == "linux"
+        and daemon_os == "linux"
+        and _ARCH.get(platform.machine()) == daemon_arch
+    )
+    sources, imported = await asyncio.to_thread(_closure)
+    entries = _application(sources, compiled=native)
+    if not native:
+        command = ("python3", "-I", "-S", "-c", _BOOT)
+        return await asyncio.to_thread(_pack, entries, command)
+    executable, loader = await asyncio.to_thread(_interpreter)
+    modules = await _modules(executable, imported)
+    extensions = [path for path in modules.values() if ".so" in Path(path).name]
+    libraries = await _libraries(loader, [executable, *extensions])
+    python = f"{MOUNT}/bin/init"
+    inhibit = ("--inhibit-rpath", python) if Path(loader).name.startswith("ld-linux") else ()
+    command = (
+        f"{MOUNT}/lib/{Path(loader).name}",
+        *inhibit,
+        *("--library-path", f"{MOUNT}/lib", python, "-I", "-S", "-c", _BOOT),
+    )
+
+    def assemble() -> Bundle:
+        binaries = [
+            _file("bin/init", executable),
+            _file(f"lib/{Path(loader).name}", loader),
+            *(
+                _file(f"lib/{name}", path)
+                for name, path in sorted(libraries.items())
+                if name != Path(loader).name
+            ),
+        ]
+        return _pack([*binaries, *_stdlib(modules), *entries], command)
+
+    try:
+        return await asyncio.to_thread(assemble)
+    except OSError as error:
+        raise SandboxStartError(f"cannot read this Python interpreter: {error}") from error
+
+
+def _closure() -> tuple[dict[str, bytes], list[str]]:
+    """Our modules that the supervisor imports, directly or not, and all others they name."""
+    root = Path(__file__).parent.parent
+    sources: dict[str, bytes] = {}
+    others: set[str] = set()
+    queue = [_MAIN]
+    while queue:
+        name = queue.pop()
+        if name in sources:
+            continue
+        path = root.joinpath(*name.removeprefix(_PREFIX).split(".")).with_suffix(".py")
+        sources[name] = path.read_bytes()
+        for found in _named(sources[name]):
+            if not found.startswith("ramify"):
+                others.add(found)
+            elif root.joinpath(*found.removeprefix(_PREFIX).split(".")).with_suffix(".py").exists():
+                queue.append(found)
+    return sources, sorted(others)
+
+
+def _named(source: bytes) -> set[str]:
+    """Every module that a source file may import, also within functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            if node.module.startswith("ramify"):
+                names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def _application(sources: dict[str, bytes], *, compiled: bool) -> list[_Entry]:
+    """Our modules, in packages that are otherwise empty."""
+    parts = _MAIN.split(".")[:-1]
+    packages = ["/".join(parts[: count + 1]) for count in range(len(parts))]
+    files = {f"{_APP}/{path}/__init__.py": b"" for path in packages}
+    files |= {f"{_APP}/{name.replace('.', '/')}.py": data for name, data in sources.items()}
+    if compiled:
+        return [_code(path, data) for path, data in files.items()]
+    return [_Entry(path, 0o644, data, data) for path, data in files.items()]
+
+
+async def _modules(executable: str, names: list[str]) -> dict[str, str]:
+    # `encodings` loads its codecs by name at run time; these are the ones text can ask for.
+    wanted = [*names, "encodings.idna", "encodings.ascii", "encodings.latin_1", "os"]
+    listed = await _output(executable, "-I", "-S", "-c", _LIST_MODULES, *wanted)
+    pairs = (line.split("\t") for line in listed.splitlines())
+    return dict(pairs)
+
+
+async def _libraries(loader: str, objects: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for item in objects:
+        for line in (await _output(loader, "--list", item)).splitlines():
+            name, arrow, target = line.strip().partition(" => ")
+            path = target.rsplit(" (", 1)[0]
+            if arrow and path.startswith("/"):
+                found.setdefault(Path(name).name, path)
+    return found
+
+
+async def _output(*argv: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(60):
+            out, err = await process.communicate()
+    except BaseException:
+        process.kill()
+        await process.wait()
+        raise
+    if process.returncode:
+        raise SandboxStartError(
+            f"{argv[0]} failed while packing the runtime: {err[-500:].decode('utf-8', 'replace')}"
+        )
+    return os.fsdecode(out)
+
+
+def _interpreter() -> tuple[str, str]:
+    """The binary of this interpreter, and the dynamic loader that it names."""
+    executable = os.path.realpath(sys.executable)
+    return executable, _loader_of(executable)
+
+
+def _loader_of(executable: str) -> str:
+    """The dynamic loader that an ELF file names (PT_INTERP)."""
+    with open(executable, "rb") as file:
+        head = file.read(64)
+        if head[:4] != b"\x7fELF" or head[4] != 2:
+            raise SandboxStartError(f"{executable} is not a 64-bit ELF binary")
+        (table,) = struct.unpack_from("<Q", head, 32)
+        size, count = struct.unpack_from("<HH", head, 54)
+        for index in range(count):
+            file.seek(table + index * size)
+            header = file.read(56)
+            kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", header)
+            if kind == 3:
+                file.seek(offset)
+                return os.fsdecode(os.path.realpath(file.read(length).rstrip(b"\0")))
+    raise SandboxStartError(f"{executable} is a static binary without a loader")
+
+
+def _stdlib(modules: dict[str, str]) -> list[_Entry]:
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    root = f"{sys.platlibdir}/{version}"
+    home = Path(os.__file__).parent
+    entries: list[_Entry] = []
+    for path in sorted({Path(path) for path in modules.values()}):
+        if ".so" in path.name:
+            entries.append(_file(f"{root}/lib-dynload/{path.name}", str(path)))
+        elif path.is_relative_to(home):
+            entries.append(_code(f"{root}/{path.relative_to(home)}", path.read_bytes()))
+    return entries
+
+
+def _file(path: str, host: str) -> _Entry:
+    data = Path(host).read_bytes()
+    return _Entry(path, 0o755, data, data)
+
+
+def _code(path: str, source: bytes) -> _Entry:
+    """A module without its source: nothing to compile and nothing to compare at start."""
+    code = compile(source, f"{MOUNT}/{path}", "exec", dont_inherit=True, optimize=2)
+    header = importlib.util.MAGIC_NUMBER + struct.pack("<I", 1) + bytes(8)
+    return _Entry(path + "c", 0o644, header + marshal.dumps(code), source)
+
+
+def _pack(entries: list[_Entry], command: tuple[str, ...]) -> Bundle:
+    digest = hashlib.sha256(repr((command, sys.version)).encode())
+    folders = sorted({str(up) for item in entries for up in Path(item.path).parents} - {"."})
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for folder in folders:
+            archive.addfile(_header(folder, 0o755, 0, tarfile.DIRTYPE))
+        for item in sorted(entries, key=lambda entry: entry.path):
+            digest.update(f"{item.path}\0{len(item.source)}\0".encode())
+            digest.update(item.source)
+            header = _header(item.path, item.mode, len(item.data), tarfile.REGTYPE)
+            archive.addfile(header, io.BytesIO(item.data))
+    return Bundle(digest.hexdigest()[:24], buffer.getvalue(), command)
+
+
+def _header(path: str, mode: int, size: int, kind: bytes) -> tarfile.TarInfo:
+    header = tarfile.TarInfo(path)
+    header.mode, header.size, header.type = mode, size, kind
+    return header

@@ -1,0 +1,265 @@
+"""Images of one daemon: found, pulled, built once per content, frozen, discarded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from ramify.contracts.errors import ConfigError, SandboxError, SandboxStartError
+from ramify.contracts.sandbox import BuildSpec, SandboxImage, SandboxSpec
+from ramify.planes.sandbox.capture import tail_text
+from ramify.planes.sandbox.docker.client import ApiError, EngineClient, Json
+from ramify.planes.sandbox.docker.context import BuildContext, make_context
+
+PROVIDER = "docker"
+
+_PULL_SEC = 1800.0
+_COMMIT_SEC = 900.0
+_LOG_LINES = 30
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the daemon says about an image: its value, its size, its volumes."""
+
+    image: SandboxImage
+    size: int
+    volumes: tuple[str, ...]
+    config: Json
+
+
+class Images:
+    """The images of one daemon. `labels` are put on what is made for this engine alone."""
+
+    def __init__(self, client: EngineClient, labels: dict[str, str]) -> None:
+        self._client = client
+        self._labels = labels
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._ready: dict[str, str] = {}
+        self._frozen: dict[str, SandboxImage] = {}
+
+    async def prepare(self, spec: SandboxSpec) -> SandboxImage:
+        """The pristine image of a spec. Raises: ConfigError, SandboxStartError, ApiError."""
+        if spec.build is not None:
+            return await self._built(spec.build)
+        name = spec.image or ""
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            known = await self._inspect(self._ready.get(name, name))
+            if known is None:
+                await self._pull(name)
+                known = await self._inspect(name)
+            if known is None:
+                raise ConfigError(f"the image {name!r} vanished after it was pulled", field="image")
+            self._ready[name] = known.image.id
+            return known.image
+
+    async def freeze(self, container: str, tag: str, image: SandboxImage) -> SandboxImage:
+        """Commit a container as a child of `image`. Raises: SandboxError, ApiError."""
+        parent = await self._inspect(image.id)
+        if parent is None:
+            raise SandboxError(f"the image {image.id} of the sandbox was removed")
+        if parent.volumes:
+            raise SandboxError(
+                f"cannot freeze: the image declares a VOLUME ({', '.join(parent.volumes)}), and "
+                "Docker leaves volumes out of images; use the local sandbox, or an image without"
+            )
+        config: Json = {
+            "Env": parent.config.get("Env") or [],
+            "Cmd": parent.config.get("Cmd") or [],
+            "Entrypoint": parent.config.get("Entrypoint") or [],
+            "User": parent.config.get("User") or "",
+            "WorkingDir": parent.config.get("WorkingDir") or "",
+            "Labels": self._labels,
+        }
+        made = await self._client.call(
+            "POST",
+            "/commit",
+            "freeze the container",
+            query={"container": container, "repo": "ramify/frozen", "tag": tag, "pause": "0"},
+            body=config,
+            timeout_sec=_COMMIT_SEC,
+        )
+        child = await self._inspect(str(made["Id"]))
+        if child is None:
+            raise SandboxError("the frozen image vanished")
+        frozen = SandboxImage(
+            id=child.image.id,
+            provider=PROVIDER,
+            digest=child.image.id,
+            parent=image.id,
+            size_bytes=max(0, child.size - parent.size),
+            user=image.user,
+            workdir=image.workdir,
+            env=image.env,
+            pristine=False,
+        )
+        self._frozen[frozen.id] = frozen
+        return frozen
+
+    async def discard(self, image: SandboxImage) -> None:
+        """Remove a frozen image; pristine ones stay. Idempotent. Raises: ApiError."""
+        if image.pristine:
+            return
+        await remove_image(self._client, image.id)
+        self._frozen.pop(image.id, None)
+
+    async def aclose(self) -> None:
+        """Discard what is still frozen, children first."""
+        for image in reversed(list(self._frozen.values())):
+            await self.discard(image)
+
+    async def _inspect(self, name: str) -> _Known | None:
+        try:
+            found: Json = await self._client.call(
+                "GET", f"/images/{quote(name)}/json", "show an image"
+            )
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            if error.status == 400:
+                raise ConfigError(
+                    f"{name!r} is no image name: {error.reason}", field="image"
+                ) from error
+            raise
+        config: Json = found.get("Config") or {}
+        env = dict(entry.partition("=")[::2] for entry in config.get("Env") or ())
+        image = SandboxImage(
+            id=str(found["Id"]),
+            provider=PROVIDER,
+            digest=str(found["Id"]),
+            user=config.get("User") or None,
+            workdir=config.get("WorkingDir") or None,
+            env=env,
+        )
+        return _Known(image, int(found.get("Size", 0)), tuple(config.get("Volumes") or ()), config)
+
+    async def _pull(self, name: str) -> None:
+        repository, tag = _split_reference(name)
+        what = f"pull the image {name}"
+        try:
+            await self._pull_stream({"fromImage": repository, "tag": tag}, what)
+        except (ApiError, _StreamError) as error:
+            reason = error.reason if isinstance(error, ApiError) else str(error)
+            raise ConfigError(
+                f"there is no image {name!r} here, and it cannot be pulled: {reason}; build or "
+                "import it first (`docker images` lists what is there; where no registry can be "
+                "reached, dev/base-images makes stand-ins for common base images)",
+                field="image",
+            ) from error
+
+    async def _pull_stream(self, query: dict[str, str], what: str) -> None:
+        stream = self._client.send(
+            "POST", "/images/create", what, b"", query=query, timeout_sec=_PULL_SEC
+        )
+        async for message in stream:
+            if "error" in message:
+                raise _StreamError(str(message["error"]))
+
+    async def _built(self, build: BuildSpec) -> SandboxImage:
+        context = await asyncio.to_thread(make_context, Path(build.context), build.dockerfile)
+        with context.archive:
+            tag = f"ramify/build:{context.digest[:32]}"
+            async with self._locks.setdefault(tag, asyncio.Lock()):
+                known = await self._inspect(tag)
+                if known is None:
+                    await self._build(build, context, tag)
+                    known = await self._inspect(tag)
+                if known is None:
+                    raise SandboxStartError(f"the image built from {build.context} vanished")
+                return known.image
+
+    async def _build(self, build: BuildSpec, context: BuildContext, tag: str) -> None:
+        query = {
+            "t": tag,
+            "dockerfile": build.dockerfile,
+            "rm": "1",
+            "forcerm": "1",
+            "labels": '{"ramify": "1", "ramify.build": "1"}',
+        }
+        log = _BuildLog()
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(build.timeout_sec):
+                stream = self._client.send(
+                    "POST",
+                    "/build",
+                    "build the image",
+                    _in_pieces(context),
+                    query=query,
+                    timeout_sec=build.timeout_sec + 30,
+                )
+                async for message in stream:
+                    log.take(message)
+        except TimeoutError as error:
+            raise SandboxStartError(
+                f"building {build.context} took longer than {build.timeout_sec:.0f} s "
+                f"(after {time.monotonic() - started:.0f} s); last lines:\n{log.tail()}"
+            ) from error
+        except ApiError as error:
+            raise ConfigError(error.reason, file=f"{build.context}/{build.dockerfile}") from error
+        if log.error:
+            raise _build_error(build, log)
+
+
+class _StreamError(Exception):
+    """An error within a stream of messages."""
+
+
+class _BuildLog:
+    """The end of a build's output, and its error."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self.error = ""
+
+    def take(self, message: Json) -> None:
+        self._text = (self._text + str(message.get("stream", "")))[-64 * 1024 :]
+        if "error" in message:
+            self.error = str(message["error"])
+
+    def tail(self) -> str:
+        return tail_text(self._text.encode(), lines=_LOG_LINES)
+
+
+def _build_error(build: BuildSpec, log: _BuildLog) -> Exception:
+    where = f"{build.context}/{build.dockerfile}"
+    text = f"{log.error}; the last lines of the build:\n{log.tail()}"
+    if "returned a non-zero code" in log.error:
+        return SandboxStartError(f"cannot build {where}: {text}")
+    if "BuildKit" in log.error:
+        text = f"it needs BuildKit, which is not supported: {text}"
+    return ConfigError(text, file=where)
+
+
+async def _in_pieces(context: BuildContext) -> AsyncIterator[bytes]:
+    chunks = context.chunks()
+    while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+        yield chunk
+
+
+async def remove_image(client: EngineClient, image: str) -> bool:
+    """Remove an image; whether there was one. Raises: ApiError."""
+    try:
+        await client.call(
+            "DELETE", f"/images/{quote(image)}", "remove an image", query={"force": "1"}
+        )
+    except ApiError as error:
+        if error.status == 404:
+            return False
+        raise
+    return True
+
+
+def _split_reference(name: str) -> tuple[str, str]:
+    """An image name as the repository and the tag or digest that the daemon wants to be told."""
+    repository, at, digest = name.partition("@")
+    if at:
+        return repository, digest
+    head, colon, tag = name.rpartition(":")
+    if colon and "/" not in tag:
+        return head, tag
+    return name, "latest"

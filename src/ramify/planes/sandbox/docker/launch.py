@@ -1,0 +1,179 @@
+"""Starting a container with our supervisor in it, and making sure that it goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ramify.contracts.errors import SandboxLostError, SandboxStartError, UnsupportedError
+from ramify.contracts.sandbox import MIB, NetworkMode, SandboxImage, SandboxSpec
+from ramify.planes.sandbox.docker.bundle import MOUNT
+from ramify.planes.sandbox.docker.client import ApiError, EngineClient, Json
+from ramify.planes.sandbox.docker.link import Link
+
+DEFAULT_PIDS = 1024
+
+_SHM_BYTES = 256 * MIB
+_START_SEC = 120.0
+_HELLO_SEC = 30.0
+_GONE_SEC = 60.0
+_LOCKDOWN_CAPS = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that a container is made from."""
+
+    name: str
+    spec: SandboxSpec
+    image: SandboxImage
+    volume: str
+    command: tuple[str, ...]
+    labels: dict[str, str]
+
+
+async def launch(client: EngineClient, plan: Plan, lost: Callable[[str], None]) -> Link:
+    """Create, attach, start; returns the link once the supervisor is there.
+
+    `lost` is called when the link ends. After an error or cancellation the container may be left:
+    call `remove_container`. Raises: SandboxStartError, UnsupportedError.
+    """
+    link: Link | None = None
+    try:
+        await client.call(
+            "POST",
+            "/containers/create",
+            "create a container",
+            query={"name": plan.name},
+            body=_body(plan),
+            timeout_sec=_START_SEC,
+        )
+        reader, writer = await client.attach(plan.name)
+        link = Link(reader, writer, lost)
+        await client.call(
+            "POST",
+            f"/containers/{plan.name}/start",
+            "start the container",
+            timeout_sec=_START_SEC,
+        )
+        async with asyncio.timeout(_HELLO_SEC):
+            await link.greeted()
+        return link
+    except BaseException as error:
+        if link is not None:
+            await asyncio.shield(link.aclose())
+        if isinstance(error, ApiError):
+            raise _refused(error, plan) from error
+        if isinstance(error, SandboxLostError):
+            raise SandboxStartError(f"the container did not start: {error}") from error
+        if isinstance(error, TimeoutError):
+            raise SandboxStartError(
+                f"the supervisor in the container was silent for {_HELLO_SEC:.0f} s"
+            ) from error
+        raise
+
+
+async def remove_container(client: EngineClient, name: str) -> bool:
+    """Remove a container and its anonymous volumes, and wait until it is gone.
+
+    Returns whether there was one. Raises: ApiError, SandboxError.
+    """
+    try:
+        await client.call(
+            "DELETE",
+            f"/containers/{name}",
+            "remove a container",
+            query={"force": "1", "v": "1"},
+            timeout_sec=_GONE_SEC,
+        )
+        return True
+    except ApiError as error:
+        if error.status == 404:
+            return False
+        if error.status != 409:  # 409: its removal is under way
+            raise
+    async with asyncio.timeout(_GONE_SEC):
+        while True:
+            try:
+                await client.call("GET", f"/containers/{name}/json", "show a container")
+            except ApiError as error:
+                if error.status == 404:
+                    return True
+                raise
+            await asyncio.sleep(0.05)
+
+
+def _body(plan: Plan) -> Json:
+    spec = plan.spec
+    # A bare name takes the image's value away: its LD_PRELOAD is not for our supervisor.
+    return {
+        "Image": plan.image.id,
+        "Hostname": plan.name[-12:],
+        "User": "0:0",
+        "WorkingDir": "/",
+        "Entrypoint": list(plan.command),
+        "Cmd": [],
+        "Env": sorted(plan.image.env),
+        "Healthcheck": {"Test": ["NONE"]},
+        "Labels": plan.labels,
+        "OpenStdin": True,
+        "StdinOnce": True,
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "StopSignal": "SIGTERM",
+        "HostConfig": _host_config(plan, spec),
+    }
+
+
+def _host_config(plan: Plan, spec: SandboxSpec) -> Json:
+    limits = spec.limits
+    mounts: list[Json] = [
+        {
+            "Type": "volume",
+            "Source": plan.volume,
+            "Target": MOUNT,
+            "ReadOnly": True,
+            # Docker makes a volume that is missing; then it is marked as ours and swept.
+            "VolumeOptions": {"Labels": plan.labels, "NoCopy": True},
+        }
+    ]
+    if not plan.image.pristine:
+        # A preload list that the agent left behind must not reach our supervisor.
+        mounts.append(
+            {
+                "Type": "bind",
+                "Source": "/dev/null",
+                "Target": "/etc/ld.so.preload",
+                "ReadOnly": True,
+            }
+        )
+    config: Json = {
+        "AutoRemove": True,
+        "LogConfig": {"Type": "none"},
+        "SecurityOpt": ["no-new-privileges"],
+        "PidsLimit": limits.pids or DEFAULT_PIDS,
+        "ShmSize": _SHM_BYTES,
+        "NetworkMode": "bridge" if spec.network.mode is NetworkMode.OPEN else "none",
+        "Mounts": mounts,
+    }
+    if limits.memory_mb is not None:
+        config["Memory"] = config["MemorySwap"] = limits.memory_mb * MIB
+    if limits.cpus is not None:
+        config["NanoCpus"] = round(limits.cpus * 1_000_000_000)
+    if limits.disk_mb is not None:
+        config["StorageOpt"] = {"size": f"{limits.disk_mb}M"}
+    if spec.lockdown:
+        config["CapDrop"] = ["ALL"]
+        config["CapAdd"] = list(_LOCKDOWN_CAPS)
+    return config
+
+
+def _refused(error: ApiError, plan: Plan) -> Exception:
+    if "executable file not found" in error.reason and plan.command[0] == "python3":
+        return UnsupportedError(
+            "this machine's Python cannot run on the Docker daemon's system, and the image "
+            f"{plan.image.id} has no python3 of its own: use an image with Python 3.11 or newer"
+        )
+    return SandboxStartError(str(error))

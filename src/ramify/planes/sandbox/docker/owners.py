@@ -1,0 +1,81 @@
+"""Who owns what on a daemon: engines hold a lock while they live, and label what they make."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import socket
+from pathlib import Path
+
+from ramify.contracts.errors import SandboxStartError
+from ramify.planes.sandbox.docker.client import Json
+
+ENGINE_LABEL = "ramify.engine"
+_LOCK_LABEL = "ramify.lock"
+_HOST_LABEL = "ramify.host"
+
+
+def default_home() -> Path:
+    """Where state of this user's engines lives: `$RAMIFY_HOME`, else `~/.cache/ramify`."""
+    return Path(os.environ.get("RAMIFY_HOME") or Path.home() / ".cache" / "ramify")
+
+
+class Owner:
+    """This engine. The lock is taken when it is made and freed by `close` or by its death."""
+
+    def __init__(self, home: Path) -> None:
+        self.id = secrets.token_hex(6)
+        self._path = home / "engines" / f"{self.id}.lock"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SandboxStartError(
+                f"cannot write {self._path.parent}: {error.strerror}; set RAMIFY_HOME to a "
+                "directory that can be written"
+            ) from error
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What marks a thing as this engine's."""
+        return {
+            "ramify": "1",
+            ENGINE_LABEL: self.id,
+            _LOCK_LABEL: str(self._path.absolute()),
+            _HOST_LABEL: socket.gethostname(),
+        }
+
+    def close(self) -> None:
+        """Nothing of this engine is left. Idempotent."""
+        if self._fd >= 0:
+            self._path.unlink(missing_ok=True)
+            os.close(self._fd)
+            self._fd = -1
+
+
+def is_orphan(labels: Json) -> bool:
+    """Whether a thing with these labels belongs to an engine that died on this machine.
+
+    What cannot be known (an engine of another machine, or whose lock file is gone) counts as alive.
+    """
+    path = labels.get(_LOCK_LABEL)
+    if not isinstance(path, str) or labels.get(_HOST_LABEL) != socket.gethostname():
+        return False
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def forget_orphan(labels: Json) -> None:
+    """Remove the lock of a dead engine, once nothing of it is left."""
+    Path(str(labels[_LOCK_LABEL])).unlink(missing_ok=True)

@@ -1,0 +1,214 @@
+"""A running container, as the `Sandbox` contract."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+from ramify.contracts.errors import SandboxError, SandboxLostError
+from ramify.contracts.sandbox import (
+    MIB,
+    Capabilities,
+    ConnectionHandler,
+    Endpoint,
+    ExecResult,
+    Listener,
+    NetworkMode,
+    Process,
+    PtySize,
+    SandboxImage,
+    SandboxSpec,
+    TransferLimits,
+    TransferReport,
+)
+from ramify.planes.sandbox.docker import commands, streams, trees
+from ramify.planes.sandbox.docker.launch import Plan
+from ramify.planes.sandbox.docker.link import Link
+from ramify.planes.sandbox.proxy import PROXY_PORT, EgressProxy
+
+_SETTLE_SEC = 15.0
+_TEARDOWN_SEC = 2.0
+
+
+class DockerSandbox:
+    """One container. Made by `DockerProvider.create`.
+
+    `remove` removes the container, `commit` turns it into an image.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        link: Link,
+        capabilities: Capabilities,
+        remove: Callable[[], None],
+        commit: Callable[[], Awaitable[SandboxImage]],
+    ) -> None:
+        self._plan, self._link, self._capabilities = plan, link, capabilities
+        self._remove, self._commit = remove, commit
+        self._forwards: list[streams.PortForward] = []
+        self._listeners: list[streams.ChannelListener] = []
+        self._proxy_env: dict[str, str] = {}
+        self._frozen = False
+        self._ended = False
+
+    @property
+    def id(self) -> str:
+        """The container's name."""
+        return self._plan.name
+
+    @property
+    def spec(self) -> SandboxSpec:
+        """What it was made from."""
+        return self._plan.spec
+
+    async def connect_proxy(self) -> None:
+        """Give an allow-listed sandbox its only way out. Called once, by the provider."""
+        if self.spec.network.mode is NetworkMode.ALLOWLIST:
+            await self.serve_in(PROXY_PORT, EgressProxy(self.spec.network).handle)
+            url = f"http://127.0.0.1:{PROXY_PORT}"
+            names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+            local = "localhost,127.0.0.1,::1"
+            self._proxy_env = dict.fromkeys(names, url) | {"no_proxy": local, "NO_PROXY": local}
+
+    async def exec(
+        self,
+        command: str | Sequence[str],
+        *,
+        user: str | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | None = None,
+        timeout_sec: float | None = None,
+        output_limit: int = 16 * MIB,
+        kill_leftovers: bool = False,
+    ) -> ExecResult:
+        """Run a command to its end; see the contract. Raises: SandboxLostError."""
+        return await commands.run(
+            self._alive(),
+            self._line(command, user, cwd, env),
+            stdin=stdin,
+            timeout_sec=timeout_sec,
+            output_limit=output_limit,
+            kill_leftovers=kill_leftovers,
+        )
+
+    async def spawn(
+        self,
+        command: str | Sequence[str],
+        *,
+        user: str | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        pty: PtySize | None = None,
+    ) -> Process:
+        """Start a command with streams. Raises: SandboxError, SandboxLostError."""
+        return await commands.spawn(self._alive(), self._line(command, user, cwd, env), pty)
+
+    async def upload(
+        self,
+        local: Path,
+        remote: str,
+        *,
+        owner: str | None = None,
+        mode: int | None = None,
+        clear: bool = False,
+    ) -> None:
+        """Copy a host tree in; see the contract. Raises: SandboxError, SandboxLostError."""
+        _absolute(remote)
+        await trees.upload(self._alive(), local, remote, owner=owner, mode=mode, clear=clear)
+
+    async def download(
+        self, remote: str, local: Path, *, limits: TransferLimits | None = None
+    ) -> TransferReport:
+        """Copy a hostile tree to the host; see the contract for guarantees and errors."""
+        _absolute(remote)
+        return await trees.download(self._alive(), remote, local, limits or TransferLimits())
+
+    async def expose_port(self, port: int) -> Endpoint:
+        """A loopback address of the host whose connections reach `port` inside."""
+        forward = streams.PortForward(self._alive(), port)
+        endpoint = await forward.start()
+        self._forwards.append(forward)
+        return endpoint
+
+    async def serve_in(self, port: int, handler: ConnectionHandler) -> Listener:
+        """Listen inside; see the contract. Raises: SandboxError, SandboxLostError."""
+        listener = await streams.listen_inside(self._alive(), port, handler)
+        self._listeners.append(listener)
+        return listener
+
+    def capabilities(self) -> Capabilities:
+        """What this sandbox can do."""
+        return self._capabilities
+
+    async def freeze(self) -> SandboxImage:
+        """Kill everything inside and commit the file system; costs time in its modified bytes.
+
+        Raises: SandboxError (also where the image declares volumes), SandboxLostError.
+        """
+        link = self._alive()
+        self._frozen = True
+        try:
+            await self._settle(link, _SETTLE_SEC)
+            return await self._commit()
+        finally:
+            await self.teardown()
+
+    async def teardown(self) -> None:
+        """Kill everything inside, at once; the container's record is removed in the background.
+
+        Idempotent. `DockerProvider.aclose` waits for the removal.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            if not self._frozen:
+                await self._settle(self._link, _TEARDOWN_SEC)
+        except SandboxError:
+            pass  # it is gone already, or hangs: removing it ends it either way
+        finally:
+            self._remove()
+            for part in (*self._forwards, *self._listeners, self._link):
+                await asyncio.shield(part.aclose())
+
+    async def _settle(self, link: Link, deadline_sec: float) -> None:
+        """Kill every process but the supervisor. Raises: SandboxError, SandboxLostError."""
+        channel = link.open({"op": "settle"})
+        try:
+            async with asyncio.timeout(deadline_sec):
+                event = await channel.until("settled", "failed")
+        except TimeoutError:
+            raise SandboxError("the sandbox's processes could not be killed in time") from None
+        finally:
+            channel.close()
+        if event["event"] == "failed":
+            raise SandboxError("the sandbox holds processes that cannot be killed")
+
+    def _alive(self) -> Link:
+        if self._frozen or self._ended:
+            how = "was frozen" if self._frozen else "was torn down"
+            raise SandboxLostError(f"the sandbox {self.id} {how}")
+        return self._link
+
+    def _line(
+        self,
+        command: str | Sequence[str],
+        user: str | None,
+        cwd: str | None,
+        env: Mapping[str, str] | None,
+    ) -> commands.CommandLine:
+        spec, image = self.spec, self._plan.image
+        return commands.CommandLine(
+            argv=commands.argv_of(command),
+            user=user or spec.user or image.user or "root",
+            cwd=cwd or spec.workdir or image.workdir or "/",
+            env={**self._proxy_env, **image.env, **spec.env, **(env or {})},
+        )
+
+
+def _absolute(remote: str) -> None:
+    if not remote.startswith("/"):
+        raise ValueError(f"{remote!r} is not an absolute path")

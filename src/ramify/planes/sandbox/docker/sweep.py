@@ -1,0 +1,54 @@
+"""Removing what engines that died left behind on a daemon."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ramify.planes.sandbox.docker.client import EngineClient, Json
+from ramify.planes.sandbox.docker.images import remove_image
+from ramify.planes.sandbox.docker.launch import remove_container
+from ramify.planes.sandbox.docker.owners import ENGINE_LABEL, forget_orphan, is_orphan
+from ramify.planes.sandbox.docker.runtime import DATA_LABEL, remove_volume
+
+
+async def sweep(client: EngineClient) -> int:
+    """Remove containers, frozen images and half-filled runtimes of dead engines; how many."""
+    removed = 0
+    swept: list[Json] = []
+    for item in await _orphans(client, "/containers/json", {"all": "1"}):
+        removed += await remove_container(client, str(item["Id"]))
+        swept.append(item["Labels"])
+    for item in await _orphans(client, "/images/json", {}):
+        removed += await remove_image(client, str(item["Id"]))
+        swept.append(item["Labels"])
+    used = await _runtimes(client)
+    for item in await _orphans(client, "/volumes", {}):
+        if item["Name"] not in used:
+            removed += await remove_volume(client, str(item["Name"]))
+            swept.append(item["Labels"])
+    for labels in swept:
+        forget_orphan(labels)
+    return removed
+
+
+async def _orphans(client: EngineClient, path: str, query: dict[str, str]) -> list[Json]:
+    """Newest first, so that images go before the images that they were made from."""
+    found = await _list(client, path, query, ENGINE_LABEL)
+    items = [item for item in found if is_orphan(item.get("Labels") or {})]
+    return sorted(items, key=lambda item: str(item.get("Created", "")), reverse=True)
+
+
+async def _runtimes(client: EngineClient) -> set[str]:
+    """The volumes of finished runtimes, whoever filled them."""
+    pointers = await _list(client, "/volumes", {}, DATA_LABEL)
+    return {str(item["Labels"][DATA_LABEL]) for item in pointers}
+
+
+async def _list(client: EngineClient, path: str, query: dict[str, str], label: str) -> list[Json]:
+    filters = json.dumps({"label": [label]})
+    found: Any = await client.call(
+        "GET", path, "list what is there", query={**query, "filters": filters}
+    )
+    items: list[Json] | None = found["Volumes"] if path == "/volumes" else found
+    return items or []
