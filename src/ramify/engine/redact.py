@@ -1,0 +1,147 @@
+"""Keeping secrets out of what is recorded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+T = TypeVar("T")
+
+_MASK = "[redacted]"
+_SHORTEST = 6
+
+_SECRET_NAME = re.compile(
+    r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?(_\d+)?$", re.IGNORECASE
+)
+
+_WORD = r"[A-Za-z0-9._~+/=-]"
+
+# Marker that must occur (in lower case) → prefix to keep, and the secret. The marker makes the
+# common case, no secret at all, a plain substring search. Ordinary words must not match:
+# trajectories are training data.
+_SHAPES = tuple(
+    (marker, re.compile(f"({prefix})(?:{secret})"))
+    for marker, prefix, secret in (
+        ("sk-", r"\b", r"sk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{16,}|sk-[A-Za-z0-9]{20,}"),
+        ("bearer", r"(?i:\bbearer)\s{1,4}", rf"(?=[^\s\d]*\d){_WORD}{{12,}}|{_WORD}{{32,}}"),
+        ("akia", r"\b", r"AKIA[A-Z0-9]{16}\b"),
+        ("asia", r"\b", r"ASIA[A-Z0-9]{16}\b"),
+        *((f"gh{kind}_", r"\b", rf"gh{kind}_[A-Za-z0-9]{{30,}}") for kind in "pousr"),
+        ("github_pat_", r"\b", r"github_pat_[A-Za-z0-9_]{30,}"),
+        ("hf_", r"\b", r"hf_[A-Za-z0-9]{30,}"),
+        ("aiza", r"\b", r"AIza[A-Za-z0-9_-]{35}"),
+        ("xox", r"\b", r"xox[abprs]-[A-Za-z0-9-]{10,}"),
+        (
+            "private key-----",
+            r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----",
+            r"[^-]{16,}(?=-----END)",
+        ),
+    )
+)
+
+_SHORT_ESCAPES = {
+    '"': '"', "\\": r"\\", "/": "/", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t",
+}  # fmt: skip
+
+
+class Redactor:
+    """Replaces secrets by `[redacted]`.
+
+    A secret is found as it is and as JSON may write it (any of its characters escaped, also
+    twice over). Known shapes of credentials (`sk-…`, `Bearer …`, AWS, GitHub, Hugging Face,
+    Google and Slack tokens, PEM private keys) are replaced without being known. Not found: a
+    secret cut in two by separate strings, encoded in another way, or shorter than 6 characters.
+
+    Args:
+        secrets: values to hide.
+        env: environment variables; the values of those whose names end like a key, token,
+            secret, password or credential are hidden too, unless they are plain numbers.
+    """
+
+    def __init__(self, secrets: Iterable[str] = (), env: Mapping[str, str] | None = None) -> None:
+        values = {value.strip() for value in secrets}
+        for name, value in (env or {}).items():
+            if _SECRET_NAME.search(name) and not value.strip().isdigit():
+                values.add(value.strip())
+        # The longest first: a secret may contain another.
+        self._values = tuple(
+            sorted((v for v in values if len(v) >= _SHORTEST), key=lambda v: (-len(v), v))
+        )
+        self._escaped = tuple(re.compile("".join(map(_any_escape, v))) for v in self._values)
+
+    def text(self, text: str) -> str:
+        """The text without secrets; the same object if there were none."""
+        for value in self._values:
+            if value in text:
+                text = text.replace(value, _MASK)
+        if "\\" in text:
+            for pattern in self._escaped:
+                text = pattern.sub(_MASK, text)
+        lowered = text.lower()
+        for marker, pattern in _SHAPES:
+            if marker in lowered:
+                text = pattern.sub(rf"\g<1>{_MASK}", text)
+        return text
+
+    def clean(self, value: T) -> T:
+        """The value with every string in it redacted, however deep, keys included.
+
+        Records, mappings, lists, tuples, sets and bytes are looked into and copied only where
+        something changed. An object of any other type whose text holds a secret is replaced by
+        its redacted text.
+        """
+        return cast("T", self._clean(value))
+
+    def _clean(self, value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, bytes):
+            text = value.decode("utf-8", "surrogateescape")
+            redacted = self.text(text)
+            return value if redacted is text else redacted.encode("utf-8", "surrogateescape")
+        if isinstance(value, msgspec.Struct):
+            return self._clean_record(value)
+        if isinstance(value, dict):
+            items = cast("dict[Any, Any]", value).items()
+            pairs = [(self._clean(key), self._clean(item)) for key, item in items]
+            same = all(a is c and b is d for (a, b), (c, d) in zip(pairs, items, strict=True))
+            return cast("object", value) if same else dict(pairs)
+        if isinstance(value, list | tuple | set | frozenset):
+            return self._clean_items(cast("Collection[Any]", value))
+        text = str(value)
+        redacted = self.text(text)
+        return value if redacted == text else redacted
+
+    def _clean_record(self, record: msgspec.Struct) -> msgspec.Struct:
+        changed: dict[str, Any] = {}
+        for name in record.__struct_fields__:
+            before: Any = getattr(record, name)
+            after = self._clean(before)
+            if after is not before:
+                changed[name] = after
+        return msgspec.structs.replace(record, **changed) if changed else record
+
+    def _clean_items(self, items: Collection[Any]) -> Collection[Any]:
+        cleaned = [self._clean(item) for item in items]
+        if all(a is b for a, b in zip(cleaned, items, strict=True)):
+            return items
+        kind = cast("Callable[..., Collection[Any]]", type(items))
+        return kind(*cleaned) if hasattr(items, "_fields") else kind(cleaned)  # a named tuple
+
+
+def _any_escape(char: str) -> str:
+    """A pattern for one character of a secret: itself, or a JSON escape of it, also repeated.
+
+    At most 8 backslashes are looked at, so that a hostile text of backslashes costs no more.
+    """
+    units = char.encode("utf-16-be", "surrogatepass").hex()
+    codes = [units[i : i + 4] for i in range(0, len(units), 4)]
+    forms = [re.escape(char), "".join(rf"\\{{1,8}}u(?i:{code})" for code in codes)]
+    if char in _SHORT_ESCAPES:
+        forms.append(r"\\{1,8}" + _SHORT_ESCAPES[char])
+    return f"(?:{'|'.join(forms)})"
