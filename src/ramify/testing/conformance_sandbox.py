@@ -18,7 +18,10 @@ from __future__ import annotations
 from ramify.testing.check import Check
 from ramify.testing.conformance_sandbox_download import DOWNLOAD_CHECKS
 from ramify.testing.conformance_sandbox_exec import EXEC_CHECKS
+from ramify.testing.conformance_sandbox_isolation import ISOLATION_CHECKS
 from ramify.testing.conformance_sandbox_kill import KILL_CHECKS
+from ramify.testing.conformance_sandbox_life import LIFE_CHECKS
+from ramify.testing.conformance_sandbox_network import NETWORK_CHECKS
 from ramify.testing.conformance_sandbox_spawn import SPAWN_CHECKS
 from ramify.testing.conformance_sandbox_upload import UPLOAD_CHECKS
 from ramify.testing.sandbox_bench import SandboxBench
@@ -29,6 +32,9 @@ _PARTS = {
     "spawn": SPAWN_CHECKS,
     "upload": UPLOAD_CHECKS,
     "download": DOWNLOAD_CHECKS,
+    "network": NETWORK_CHECKS,
+    "isolation": ISOLATION_CHECKS,
+    "life": LIFE_CHECKS,
 }
 
 SANDBOX_CHECKS: tuple[Check[SandboxBench], ...] = tuple(
