@@ -305,10 +305,11 @@ class Sandbox(Protocol):
 
         Returns when the command's own process has ended, even where a background process of its
         still holds the pipes. On timeout everything the command started is killed, in whatever
-        session it is, and `timed_out` is set. Processes left in the background go on unless
-        `kill_leftovers`. Memory used here is bounded by `output_limit` per stream. A command
-        that cannot be started gives exit code 127 (not found) or 126 (not executable), with the
-        reason on stderr; an unknown user or missing cwd gives 126.
+        session it is, and `timed_out` is set; a cancelled call kills it likewise. Processes left
+        in the background go on unless `kill_leftovers`. Memory used here is bounded by
+        `output_limit` per stream. A command that cannot be started gives exit code 127 (not
+        found) or 126 (not executable), with the reason on stderr; an unknown user or missing cwd
+        gives 126.
 
         Raises: SandboxLostError.
         """

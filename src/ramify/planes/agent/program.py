@@ -1,0 +1,188 @@
+"""Any command line as an agent: started once per prompt, inside the sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+from ramify.contracts.agent import AgentCapabilities, Session, StopReason
+from ramify.contracts.context import Context
+from ramify.contracts.errors import AgentError, ConfigError
+from ramify.contracts.sandbox import MIB, Process, Sandbox
+from ramify.planes.agent.session import (
+    Observation,
+    Transcript,
+    TurnSession,
+    agent_user,
+    bounded_text,
+)
+
+_PROMPT = "{prompt}"
+_LOG_LIMIT = 16 * MIB
+_KEPT_STEP = 64 * 1024
+_DRAIN_SEC = 2.0
+"""How long output is waited for after the program's end, where something holds its pipes open."""
+
+
+class ProgramAgent:
+    """Runs a program for each prompt, until it exits.
+
+    Its output goes to `agent/program-<n>.log` in the rollout's artifacts as it comes (the first
+    16 MiB), and becomes one step per prompt. What the program leaves in the background goes on
+    until the session is closed.
+
+    Args:
+        command: the program and its arguments: a list, or a line that is split like a shell
+            splits words (no shell runs it). `{prompt}` in an argument stands for the instruction;
+            without it the instruction is given on standard input.
+        env: environment variables for it.
+        pass_env: names of variables of our own environment to pass on; no other is.
+
+    Raises:
+        ConfigError: the command line is empty or its quotes do not match, or a variable of
+            `pass_env` is not set.
+    """
+
+    name = "program"
+
+    def __init__(
+        self,
+        command: str | Sequence[str],
+        env: Mapping[str, str] | None = None,
+        pass_env: Sequence[str] = (),
+    ) -> None:
+        self._argv = _words(command)
+        self._env = {**_passed(pass_env), **(env or {})}
+
+    def capabilities(self) -> AgentCapabilities:
+        """It is started again for each prompt; what it keeps, it keeps in the sandbox."""
+        return AgentCapabilities(multi_prompt=True)
+
+    async def connect(self, sandbox: Sandbox, ctx: Context, role: str = "agent") -> Session:
+        """Open a session; the program starts with the first prompt."""
+        transcript = Transcript(ctx, role)
+        leftovers: list[_Running] = []
+
+        async def turn(text: str, index: int) -> StopReason:
+            argv, stdin = self._call(text)
+            log = ctx.artifacts / role / f"program-{index + 1}.log"
+            started_at, start = ctx.clock.now(), ctx.clock.monotonic()
+            process = await sandbox.spawn(
+                argv, user=agent_user(ctx), cwd=ctx.workdir, env=self._env
+            )
+            running = _Running(process, log)
+            leftovers.append(running)
+            code = await running.to_end(stdin)
+            took = ctx.clock.monotonic() - start
+            seen = Observation(running.kept(), started_at, took, code, running.dropped)
+            await transcript.acted(shlex.join(self._argv), seen)
+            if code != 0:
+                said, _ = bounded_text(running.kept()[-2000:], 2000)
+                raise AgentError(f"{self._argv[0]} exited {code}: {said.strip() or '(no output)'}")
+            return StopReason.END_TURN
+
+        async def close() -> None:
+            for running in leftovers:
+                await running.aclose()
+
+        return TurnSession(turn, transcript, close)
+
+    def _call(self, text: str) -> tuple[list[str], bytes]:
+        if any(_PROMPT in word for word in self._argv):
+            return [word.replace(_PROMPT, text) for word in self._argv], b""
+        return list(self._argv), text.encode()
+
+
+class _Running:
+    """One run of the program: feeds it, and drains what it says for as long as it lives."""
+
+    def __init__(self, process: Process, log: Path) -> None:
+        self._process, self._log = process, log
+        self._logged = 0
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._said = 0
+        self._readers: list[asyncio.Task[None]] = []
+
+    async def to_end(self, stdin: bytes) -> int:
+        """Run to the exit code. When cancelled, everything the program started is killed."""
+        await asyncio.to_thread(self._log.parent.mkdir, parents=True, exist_ok=True)
+        await asyncio.to_thread(self._log.write_bytes, b"")
+        self._readers = [
+            asyncio.create_task(self._drain(self._process.read)),
+            asyncio.create_task(self._drain(self._process.read_err)),
+        ]
+        feeder = asyncio.create_task(self._feed(stdin))
+        try:
+            code = await self._process.wait()
+            await asyncio.wait(self._readers, timeout=_DRAIN_SEC)
+        except BaseException:
+            await self.aclose()
+            raise
+        finally:
+            feeder.cancel()
+            await asyncio.wait({feeder})
+        for reader in self._readers:
+            if reader.done():
+                reader.result()
+        return code
+
+    async def aclose(self) -> None:
+        """Kill what is left and stop draining. Idempotent."""
+        await self._process.aclose()
+        for reader in self._readers:
+            reader.cancel()
+        if self._readers:
+            await asyncio.wait(self._readers)
+
+    @property
+    def dropped(self) -> int:
+        """Bytes said that `kept` leaves out."""
+        return self._said - len(self._head) - len(self._tail)
+
+    def kept(self) -> bytes:
+        """Head and tail of what it said."""
+        return bytes(self._head + self._tail)
+
+    async def _feed(self, stdin: bytes) -> None:
+        try:
+            for start in range(0, len(stdin), 65536):
+                await self._process.write(stdin[start : start + 65536])
+            await self._process.close_stdin()
+        except BrokenPipeError:
+            return  # A program need not read its instruction to the end.
+
+    async def _drain(self, read: Callable[[], Awaitable[bytes]]) -> None:
+        while data := await read():
+            self._said += len(data)
+            room = _KEPT_STEP // 2 - len(self._head)
+            self._head += data[: max(0, room)]
+            self._tail += data[max(0, room) :]
+            del self._tail[: -_KEPT_STEP // 2]
+            if (left := _LOG_LIMIT - self._logged) > 0:
+                self._logged += len(data[:left])
+                await asyncio.to_thread(_append, self._log, data[:left])
+
+
+def _words(command: str | Sequence[str]) -> tuple[str, ...]:
+    try:
+        words = shlex.split(command) if isinstance(command, str) else list(command)
+    except ValueError as error:
+        raise ConfigError(f"{command!r}: {error}", field="command") from None
+    if not words:
+        raise ConfigError("is empty; name a program", field="command")
+    return tuple(words)
+
+
+def _passed(names: Sequence[str]) -> dict[str, str]:
+    if missing := [name for name in names if name not in os.environ]:
+        raise ConfigError(f"{', '.join(missing)} is not set in the environment", field="pass_env")
+    return {name: os.environ[name] for name in names}
+
+
+def _append(log: Path, data: bytes) -> None:
+    with log.open("ab") as file:
+        file.write(data)
