@@ -1,1 +1,5 @@
-"""Sandboxes as Docker containers: `provider.DockerProvider`."""
+"""Sandboxes as Docker containers, over the Engine API."""
+
+from ramify.planes.sandbox.docker.provider import DockerProvider
+
+__all__ = ["DockerProvider"]

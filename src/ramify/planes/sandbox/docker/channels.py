@@ -15,7 +15,7 @@ import termios
 from collections import deque
 from typing import TYPE_CHECKING
 
-from ramify.planes.sandbox.docker import wire
+import ramify.planes.sandbox.docker.wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable

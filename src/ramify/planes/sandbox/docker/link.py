@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
+import ramify.planes.sandbox.docker.wire as wire
 from ramify.contracts.errors import SandboxLostError
-from ramify.planes.sandbox.docker import wire
 
 Event = dict[str, Any]
 Tap = Callable[[bytes], object]

@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
+import ramify.planes.sandbox.docker.commands as commands
+import ramify.planes.sandbox.docker.streams as streams
+import ramify.planes.sandbox.docker.trees as trees
 from ramify.contracts.errors import SandboxError, SandboxLostError
 from ramify.contracts.sandbox import (
     MIB,
@@ -22,7 +25,6 @@ from ramify.contracts.sandbox import (
     TransferLimits,
     TransferReport,
 )
-from ramify.planes.sandbox.docker import commands, streams, trees
 from ramify.planes.sandbox.docker.launch import Plan
 from ramify.planes.sandbox.docker.link import Link
 from ramify.planes.sandbox.proxy import PROXY_PORT, EgressProxy

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+import ramify.planes.sandbox.docker.wire as wire
 from ramify.contracts.errors import SandboxError, SandboxLostError
 from ramify.contracts.sandbox import ByteReader, ConnectionHandler, Endpoint
-from ramify.planes.sandbox.docker import wire
 from ramify.planes.sandbox.docker.link import Channel, Link
 
 _OPEN_SEC = 10.0

@@ -20,9 +20,10 @@ import socket
 import time
 from typing import Any
 
-from ramify.planes.sandbox import inside, processes
+import ramify.planes.sandbox.docker.wire as wire
+import ramify.planes.sandbox.inside as inside
+import ramify.planes.sandbox.processes as processes
 from ramify.planes.sandbox.descent import FAILED
-from ramify.planes.sandbox.docker import wire
 from ramify.planes.sandbox.docker.channels import READ, WRITE, Loop, Pipe, Sink, Source
 from ramify.planes.sandbox.packer import Limits, pack
 from ramify.planes.sandbox.unpacker import unpack
