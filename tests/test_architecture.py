@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"contracts", "kernel", "engine", "envs", "edges", "apps", "compose", "tasks"},
     "": {"contracts", "kernel", "engine", "envs", "compose", "tasks"},
 }
-# These run inside a sandbox, without the package: standard library only.
+# These run beside or inside a sandbox, without the package: they and whatever they import need the
+# standard library only.
 ALONE = re.compile(r"^planes/sandbox/(inside|packer|.*supervisor|.*spawner)\.py$")
 MAX_FILE, MAX_FUNCTION, MAX_PROTOCOL = 500, 80, 8
 
@@ -93,18 +95,36 @@ def problems(src: Path) -> list[str]:
             if statement in local and name != "compose":
                 found.append(f"{path}: imports {target} inside a function")
         found += [f"{path}: {line}" for line in shape(files[name], tree)]
-        if ALONE.match(path) and graph[name] - {t for t in graph[name] if alone(files, t, src)}:
-            found.append(f"{path}: runs inside a sandbox, so it may import only its like")
         if {"utils", "common", "helpers", "misc"} & set(Path(path).with_suffix("").parts):
             found.append(f"{path}: a room is named for what it holds")
         if re.search(r"_v\d+", path):
             found.append(f"{path}: one version of the code")
     found += [f"import cycle: {' -> '.join(cycle)}" for cycle in cycles(graph)]
-    return found
+    return found + list(not_alone(src, files, trees, graph))
 
 
-def alone(files: dict[str, Path], module: str, src: Path) -> bool:
-    return bool(ALONE.match(files[module].relative_to(src / "ramify").as_posix()))
+def not_alone(
+    src: Path, files: dict[str, Path], trees: dict[str, ast.Module], graph: dict[str, set[str]]
+) -> Iterator[str]:
+    """Modules shipped into sandboxes (and what they import) that need more than the stdlib."""
+    shipped = {n for n, p in files.items() if ALONE.match(p.relative_to(src / "ramify").as_posix())}
+    pending = list(shipped)
+    while pending:
+        for target in graph[pending.pop()] - shipped:
+            shipped.add(target)
+            pending.append(target)
+    for name in sorted(shipped):
+        if files[name].name != "__init__.py" and room(name) != "planes.sandbox":
+            yield f"{name}: a program that runs alone in a sandbox imports it"
+        for node in ast.walk(trees[name]):
+            if isinstance(node, (ast.Import, ast.ImportFrom)) and files[name].name != "__init__.py":
+                modules_named = (
+                    [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
+                )
+                for module in modules_named:
+                    top = (module or "").split(".")[0]
+                    if top != "ramify" and top not in sys.stdlib_module_names:
+                        yield f"{name}: runs alone in a sandbox, but imports {module}"
 
 
 def shape(path: Path, tree: ast.Module) -> Iterator[str]:
@@ -232,7 +252,12 @@ BROKEN = {
     "supervisor is not alone": (
         "planes/sandbox/inside.py",
         "from ramify.contracts import b",
-        "only its like",
+        "runs alone in a sandbox imports it",
+    ),
+    "supervisor needs a library": (
+        "planes/sandbox/local/supervisor.py",
+        "import msgspec",
+        "runs alone in a sandbox, but imports msgspec",
     ),
 }
 

@@ -1,1 +1,90 @@
-"""Ramify: stateful environments into scored, training-ready trajectory trees."""
+"""Ramify: stateful environments into scored, training-ready trajectory trees.
+
+The names below are the public face. They are loaded when first used, so that importing the
+package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ramify.contracts.agent import Agent as Agent
+    from ramify.contracts.agent import AgentCapabilities as AgentCapabilities
+    from ramify.contracts.agent import Session as Session
+    from ramify.contracts.agent import StopReason as StopReason
+    from ramify.contracts.config import RolloutConfig as RolloutConfig
+    from ramify.contracts.context import Context as Context
+    from ramify.contracts.environment import Environment as Environment
+    from ramify.contracts.environment import Revertible as Revertible
+    from ramify.contracts.errors import RamifyError as RamifyError
+    from ramify.contracts.errors import UsageError as UsageError
+    from ramify.contracts.errors import VerificationRejected as VerificationRejected
+    from ramify.contracts.messages import Message as Message
+    from ramify.contracts.model import Completion as Completion
+    from ramify.contracts.model import Model as Model
+    from ramify.contracts.result import RolloutResult as RolloutResult
+    from ramify.contracts.reward import Reward as Reward
+    from ramify.contracts.reward import RewardEvent as RewardEvent
+    from ramify.contracts.reward import Verifier as Verifier
+    from ramify.contracts.reward import VerifyResult as VerifyResult
+    from ramify.contracts.sandbox import Sandbox as Sandbox
+    from ramify.contracts.sandbox import SandboxProvider as SandboxProvider
+    from ramify.contracts.sandbox import SandboxSpec as SandboxSpec
+    from ramify.contracts.state import State as State
+    from ramify.contracts.task import Task as Task
+    from ramify.contracts.task import Taskset as Taskset
+    from ramify.contracts.tree import Outcome as Outcome
+    from ramify.contracts.tree import Step as Step
+    from ramify.engine.executor import Executor as Executor
+    from ramify.engine.pool import ResourcePool as ResourcePool
+    from ramify.engine.summary import JobSummary as JobSummary
+    from ramify.envs.check import check_tasks as check_tasks
+    from ramify.envs.plan import RunOptions as RunOptions
+    from ramify.envs.run import JobReport as JobReport
+    from ramify.envs.run import run as run
+    from ramify.envs.run import stream as stream
+    from ramify.kernel.trajectory import Trajectory as Trajectory
+    from ramify.kernel.tree import Tree as Tree
+    from ramify.tasks.dataset import from_dataset as from_dataset
+    from ramify.tasks.dataset import to_dataset as to_dataset
+    from ramify.tasks.taskset import MemoryTaskset as MemoryTaskset
+    from ramify.tasks.taskset import load_taskset as load_taskset
+
+_MODULES = {
+    "contracts.agent": ("Agent", "AgentCapabilities", "Session", "StopReason"),
+    "contracts.config": ("RolloutConfig",),
+    "contracts.context": ("Context",),
+    "contracts.environment": ("Environment", "Revertible"),
+    "contracts.errors": ("RamifyError", "UsageError", "VerificationRejected"),
+    "contracts.messages": ("Message",),
+    "contracts.model": ("Completion", "Model"),
+    "contracts.result": ("RolloutResult",),
+    "contracts.reward": ("Reward", "RewardEvent", "Verifier", "VerifyResult"),
+    "contracts.sandbox": ("Sandbox", "SandboxProvider", "SandboxSpec"),
+    "contracts.state": ("State",),
+    "contracts.task": ("Task", "Taskset"),
+    "contracts.tree": ("Outcome", "Step"),
+    "engine.executor": ("Executor",),
+    "engine.pool": ("ResourcePool",),
+    "engine.summary": ("JobSummary",),
+    "envs.check": ("check_tasks",),
+    "envs.plan": ("RunOptions",),
+    "envs.run": ("JobReport", "run", "stream"),
+    "kernel.trajectory": ("Trajectory",),
+    "kernel.tree": ("Tree",),
+    "tasks.dataset": ("from_dataset", "to_dataset"),
+    "tasks.taskset": ("MemoryTaskset", "load_taskset"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll] (made from the table above)
+
+
+def __getattr__(name: str) -> Any:
+    if (module := _HOME.get(name)) is None:
+        raise AttributeError(f"module 'ramify' has no attribute {name!r}")
+    return getattr(import_module(f"ramify.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

@@ -1,0 +1,1 @@
+"""Where other people's formats begin: their environments in, our trajectories out."""

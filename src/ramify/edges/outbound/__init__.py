@@ -1,0 +1,1 @@
+"""Our trees, as the records that trainers and other tools read."""

@@ -1,0 +1,90 @@
+"""`ramify doctor`: what this machine can do, and why."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import sys
+from typing import Any
+
+import click
+import msgspec
+from rich.table import Table
+
+from ramify import compose
+from ramify.cli.present import console
+from ramify.contracts.errors import ConfigError
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def command(as_json: bool) -> int:
+    """What this machine can do, and why.
+
+    Exit code 0 when at least one isolating sandbox works, else 1.
+    """
+    with asyncio.Runner() as runner:
+        found = [runner.run(_probe(name)) for name in compose.known("sandboxes")]
+    usable = any(row["ok"] and row["isolation"] != "none" for row in found)
+    machine = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "user": "root" if os.geteuid() == 0 else f"uid {os.geteuid()}",
+        "cpus": os.cpu_count(),
+        "home": str(compose.home()),
+        "interpreter": sys.executable,
+    }
+    if as_json:
+        click.echo(msgspec.json.encode({"machine": machine, "sandboxes": found}).decode())
+        return 0 if usable else 1
+    out = console()
+    for key, value in machine.items():
+        out.print(f"{key:<12}{value}", soft_wrap=True)
+    out.print()
+    out.print(_table(found))
+    for row in found:
+        if row["remedy"]:
+            out.print(f"{row['name']}: {row['remedy']}", soft_wrap=True)
+    return 0 if usable else 1
+
+
+async def _probe(name: str) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": name, "ok": False, "mode": "-", "isolation": "-", "network": [], "limits": [],
+        "snapshot": "-", "remedy": "",
+    }  # fmt: skip
+    try:
+        provider = compose.sandbox_provider(name)
+    except ConfigError as error:
+        return {**row, "detail": str(error)}
+    try:
+        report = await provider.probe()
+        row |= {"ok": report.ok, "mode": report.mode, "detail": report.detail}
+        row["remedy"] = report.remedy
+        if report.ok:
+            can = provider.capabilities()
+            row["isolation"], row["snapshot"] = can.isolation, can.snapshot
+            row["network"] = sorted(mode.value for mode in can.network)
+            row["limits"] = sorted(can.limits)
+    finally:
+        await provider.aclose()
+    return row
+
+
+def _table(found: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("sandbox", "works", "mode", "isolation", "network", "limits", "snapshot", "why"):
+        table.add_column(name, overflow="fold")
+    for row in found:
+        table.add_row(
+            row["name"],
+            "yes" if row["ok"] else "no",
+            row["mode"],
+            row["isolation"],
+            " ".join(row["network"]) or "-",
+            " ".join(row["limits"]) or "-",
+            row["snapshot"],
+            row["detail"],
+        )
+    return table

@@ -1,0 +1,95 @@
+"""`ramify`: finds the command, and turns errors into one clear line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+from ramify.contracts.errors import InfraError, RamifyError, UsageError
+
+FAILED, USAGE, INFRASTRUCTURE, INTERRUPTED = 1, 2, 3, 130
+"""Exit codes; 0 is success."""
+
+COMMANDS = {
+    "run": "Run an agent on tasks and score the result.",
+    "tree": "Print a rollout's tree.",
+    "export": "Write a finished job in another format.",
+    "tasks": "Check, list and make tasks.",
+    "agents": "List the agents that can be run.",
+    "doctor": "What this machine can do, and why.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Loads a command's module when the command is asked for, so that `--version` stays quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"ramify.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"auto_envvar_prefix": "RAMIFY"})
+@click.version_option(version("ramify"), prog_name="ramify", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Stateful environments into scored, training-ready trajectory trees.
+
+    Every option can be given as an environment variable: RAMIFY_<COMMAND>_<OPTION>.
+    """
+
+
+def main() -> None:
+    """Entry point of the program."""
+    _read_dotenv(Path(".env"))
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = USAGE
+    except click.Abort:
+        code = INTERRUPTED
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except UsageError as error:
+        code = _complain(error, USAGE)
+    except InfraError as error:
+        code = _complain(error, INFRASTRUCTURE)
+    except RamifyError as error:
+        code = _complain(error, FAILED)
+    sys.stdout.flush()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(error: RamifyError, code: int) -> int:
+    click.echo(f"ramify: {error}", err=True)
+    return code
+
+
+def _read_dotenv(path: Path) -> None:
+    """Set variables from a `.env` file that are not set already: `KEY=value`, `#` comments."""
+    if not path.is_file():
+        return
+    for line in path.read_text(errors="replace").splitlines():
+        key, separator, value = line.strip().removeprefix("export ").partition("=")
+        if separator and not key.startswith("#") and key.strip().isidentifier():
+            text = value.strip()
+            if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
+                text = text[1:-1]
+            os.environ.setdefault(key.strip(), text)
+
+
+if __name__ == "__main__":
+    main()

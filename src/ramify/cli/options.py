@@ -1,0 +1,53 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from ramify.contracts.errors import ConfigError
+
+_C = TypeVar("_C", bound=Callable[..., object])
+
+DEFAULT_TASKS = "examples/tasks"
+
+
+def pairs(values: Iterable[str], flag: str) -> dict[str, str]:
+    """`key=value` texts as a mapping. Raises ConfigError for a text without `=`."""
+    found: dict[str, str] = {}
+    for value in values:
+        key, separator, text = value.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"{value!r} is not key=value", field=flag)
+        found[key.strip()] = text
+    return found
+
+
+def task_options(function: _C) -> _C:
+    """Which tasks, and where they run."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Machine-readable output."),
+        click.option("-c", "--concurrency", default=4, show_default=True, help="Rollouts at once."),
+        click.option(
+            "-s", "--sandbox", default="local", show_default=True, metavar="NAME",
+            help="Where they run: local, docker, bare, or an import path.",
+        ),
+        click.option("-T", "taskset_option", multiple=True, metavar="KEY=VALUE",
+                     help="Option of the taskset."),
+        click.option("--task-id", multiple=True, help="Only this task; may be repeated."),
+        click.option("--limit", type=int, help="Only the first so many tasks."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+tasks_argument = click.argument("tasks", default=DEFAULT_TASKS, metavar="[TASKS]")
+"""A task directory, a directory of them, or a taskset's name."""
+
+job_argument = click.argument(
+    "job", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="RUN"
+)
+"""A run directory."""

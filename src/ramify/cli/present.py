@@ -1,0 +1,134 @@
+"""Tables that can be read at a glance."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ramify.contracts.events import Phase
+from ramify.contracts.result import RolloutResult
+from ramify.contracts.tree import Outcome
+from ramify.engine.summary import JobSummary
+
+_COLOURS = {
+    Outcome.SCORED: "green",
+    Outcome.AGENT_ERROR: "yellow",
+    Outcome.AGENT_TIMEOUT: "yellow",
+    Outcome.INVALID: "red",
+    Outcome.ENV_ERROR: "magenta",
+    Outcome.INFRA_ERROR: "magenta",
+    Outcome.CANCELLED: "dim",
+}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console for people. Text from sandboxes is printed without markup."""
+    return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=False)
+
+
+def is_terminal() -> bool:
+    """Whether standard output goes to a person's terminal."""
+    return sys.stdout.isatty()
+
+
+def results_table(results: Sequence[RolloutResult]) -> Table:
+    """One row per rollout: task, outcome, reward, time split by phase, tokens, cost."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    repeated = any(result.repeat for result in results)
+    table.add_column("task", overflow="fold")
+    if repeated:
+        table.add_column("#", justify="right")
+    table.add_column("outcome")
+    table.add_column("reward", justify="right")
+    table.add_column("graded on")
+    for name in ("start", "agent", "verify", "total"):
+        table.add_column(name, justify="right")
+    table.add_column("tokens", justify="right")
+    table.add_column("cost", justify="right")
+    for result in sorted(results, key=lambda r: (r.task_id, r.repeat)):
+        reason = f" ({result.invalid_reason})" if result.invalid_reason else ""
+        cells = [
+            result.task_id,
+            *([str(result.repeat)] if repeated else []),
+            Text(result.outcome.value + reason, style=_COLOURS[result.outcome]),
+            reward_text(result.reward),
+            result.grader_isolation or "-",
+            *(seconds_text(value) for value in phase_split(result)),
+            _tokens(result),
+            cost_text(result.usage.cost_usd),
+        ]
+        table.add_row(*cells)
+    return table
+
+
+def phase_split(result: RolloutResult) -> tuple[float, float, float, float]:
+    """Seconds until the agent could start, of the agent, of verification, and in all."""
+    took = result.timings
+    before = (Phase.SETUP, Phase.START, Phase.PROVISION, Phase.READINESS, Phase.CONNECT)
+    start = sum(took.get(phase, 0.0) for phase in before)
+    return (
+        start,
+        took.get(Phase.EXECUTE, 0.0),
+        took.get(Phase.VERIFY, 0.0),
+        sum(took.values()),
+    )
+
+
+def summary_lines(summary: JobSummary) -> Iterable[str]:
+    """Totals, for a person."""
+    counts = ", ".join(f"{count} {name}" for name, count in summary.outcomes.items()) or "none"
+    yield f"rollouts  {summary.finished}/{summary.planned} ({counts})"
+    if summary.mean is None:
+        yield "reward    not known (no rollout was scored)"
+    else:
+        error = f" ± {summary.stderr:.3f} (SE)" if summary.stderr is not None else ""
+        yield f"reward    mean {summary.mean:.3f}{error} over {summary.counted} counted"
+    if summary.unscored:
+        yield f"unscored  {summary.unscored} never scored; run the same command again to retry"
+    usage = summary.usage
+    if usage.calls or usage.input_tokens:
+        tokens = f"{usage.input_tokens:,} in, {usage.output_tokens:,} out"
+        yield f"tokens    {tokens}, cost {cost_text(usage.cost_usd)}"
+    yield f"time      {seconds_text(summary.wall_sec)} wall"
+
+
+def error_lines(results: Iterable[RolloutResult], limit: int = 10) -> Iterable[str]:
+    """What went wrong, a line per rollout that has an error."""
+    failed = [result for result in results if result.error is not None]
+    for result in failed[:limit]:
+        error = result.error
+        if error is not None:
+            first = error.message.strip().splitlines()[0] if error.message.strip() else error.code
+            yield f"{result.task_id} #{result.repeat}: {error.phase}: {first[:300]}"
+    if len(failed) > limit:
+        yield f"... and {len(failed) - limit} more"
+
+
+def reward_text(reward: float | None) -> str:
+    """A reward, or a dash: not scored is not 0."""
+    return "-" if reward is None else f"{reward:.3f}".rstrip("0").rstrip(".") + (
+        ".0" if float(reward).is_integer() else ""
+    )  # fmt: skip
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration in at most six characters."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    if seconds < 120:
+        return f"{seconds:.1f}s"
+    return f"{seconds / 60:.1f}m"
+
+
+def cost_text(cost: float | None) -> str:
+    """Dollars, or a dash where the price is not known."""
+    return "-" if cost is None else f"${cost:.4f}"
+
+
+def _tokens(result: RolloutResult) -> str:
+    total = result.usage.input_tokens + result.usage.output_tokens
+    return f"{total:,}" if total else "-"

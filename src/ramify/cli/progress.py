@@ -1,0 +1,99 @@
+"""What is going on while a job runs: a live view on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ramify.cli.present import reward_text, seconds_text
+from ramify.contracts.events import AnyEvent, LeaseEvent, OutcomeEvent, Phase, PhaseEvent
+from ramify.contracts.result import RolloutResult
+from ramify.engine.job import Job
+
+_SHOWN = 8
+
+
+@dataclass(slots=True)
+class Progress:
+    """An observer that knows what each running rollout is doing.
+
+    Attributes:
+        console: where it prints.
+        live: redraw in place (a terminal), or print a line per finished rollout.
+        job: set when the job is open; gives counts and the binding limit.
+    """
+
+    console: Console
+    live: bool
+    job: Job | None = None
+    running: dict[str, tuple[Phase, float]] = field(default_factory=dict[str, tuple[Phase, float]])
+    now: float = 0.0
+
+    def emit(self, event: AnyEvent) -> None:
+        """Note what a rollout is doing. Draws nothing: the view does, at its own pace."""
+        self.now = max(self.now, event.ts)
+        match event:
+            case LeaseEvent():
+                self.running[event.rollout_id] = (Phase.SETUP, event.ts)
+            case PhaseEvent(duration_sec=None) if event.rollout_id in self.running:
+                self.running[event.rollout_id] = (
+                    event.phase,
+                    self.running[event.rollout_id][1],
+                )
+            case OutcomeEvent():
+                self.running.pop(event.rollout_id, None)
+            case _:
+                pass
+
+    def finished(self, result: RolloutResult) -> None:
+        """A rollout's result is recorded."""
+        if self.live or self.job is None:
+            return
+        summary = self.job.summary
+        total = sum(result.timings.values())
+        reason = f" ({result.invalid_reason})" if result.invalid_reason else ""
+        self.console.print(
+            f"[{summary.finished}/{summary.planned}] {result.task_id} "
+            f"{result.outcome.value}{reason} reward {reward_text(result.reward)} "
+            f"{seconds_text(total)}"
+        )
+
+    @contextmanager
+    def shown(self) -> Generator[None]:
+        """Show the live view, if there is a terminal to show it on."""
+        if not self.live:
+            yield
+            return
+        with Live(
+            get_renderable=self._view, console=self.console, refresh_per_second=8, transient=True
+        ):
+            yield
+
+    def _view(self) -> RenderableType:
+        if self.job is None:
+            return Text("planning ...")
+        summary = self.job.summary
+        bar = ProgressBar(total=max(summary.planned, 1), completed=summary.finished, width=40)
+        head = Table.grid(padding=(0, 1))
+        mean = "-" if summary.mean is None else f"{summary.mean:.3f}"
+        binding = self.job.budgets.binding()
+        head.add_row(
+            bar,
+            f"{summary.finished}/{summary.planned}",
+            f"mean {mean}",
+            seconds_text(summary.wall_sec),
+            f"limited by {binding}" if binding else "",
+        )
+        rows = Table.grid(padding=(0, 2))
+        for rollout, (phase, since) in list(self.running.items())[:_SHOWN]:
+            rows.add_row("  " + rollout, phase.value, seconds_text(max(0.0, self.now - since)))
+        if len(self.running) > _SHOWN:
+            rows.add_row(f"  ... and {len(self.running) - _SHOWN} more", "", "")
+        return Group(head, rows)

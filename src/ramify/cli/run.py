@@ -1,0 +1,162 @@
+"""`ramify run`: a thin caller of `ramify.run`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from ramify.cli.main import FAILED, INFRASTRUCTURE, INTERRUPTED
+from ramify.cli.options import pairs, task_options, tasks_argument
+from ramify.cli.present import console, error_lines, is_terminal, results_table, summary_lines
+from ramify.cli.progress import Progress
+from ramify.contracts.config import RolloutConfig
+from ramify.contracts.result import RolloutResult
+from ramify.contracts.task import IsolationLevel
+from ramify.contracts.tree import Outcome
+from ramify.engine.cancel import Cancellation
+from ramify.engine.summary import JobSummary
+from ramify.envs.plan import RunOptions
+from ramify.envs.run import open_job
+
+_SECOND_INTERRUPT_SEC = 1.5
+"""How long clean-up may still take after the second interrupt."""
+
+
+@click.command("run")
+@tasks_argument
+@click.option("-a", "--agent", default="oracle", show_default=True, metavar="NAME",
+              help="Who acts; see `ramify agents list`.")  # fmt: skip
+@click.option("-A", "agent_option", multiple=True, metavar="KEY=VALUE", help="Option of the agent.")
+@click.option("-n", "--repeats", default=1, show_default=True, help="Rollouts per task.")
+@click.option("--isolation", type=click.Choice([level.value for level in IsolationLevel]),
+              help="Verify at this level (default: what `tasks check` found).")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Seed of the job.")
+@click.option("--shuffle", is_flag=True, help="Start tasks in an order drawn from the seed.")
+@click.option(
+    "--max-retries", default=2, show_default=True, help="Retries of what is never scored."
+)
+@click.option("--timeout", type=float, help="Seconds for the agent, at most.")
+@click.option("--timeout-multiplier", default=1.0, show_default=True,
+              help="Scales the tasks' own timeouts.")  # fmt: skip
+@click.option("--fail-under", type=float, help="Exit with 1 if the mean reward is below this.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR",
+              help="Run directory (default: runs/<taskset>-<agent>-<hash>).")  # fmt: skip
+@task_options
+def command(
+    tasks: str,
+    agent: str,
+    agent_option: tuple[str, ...],
+    repeats: int,
+    isolation: str | None,
+    seed: int,
+    shuffle: bool,
+    max_retries: int,
+    timeout: float | None,
+    timeout_multiplier: float,
+    fail_under: float | None,
+    out: Path | None,
+    limit: int | None,
+    task_id: tuple[str, ...],
+    taskset_option: tuple[str, ...],
+    sandbox: str,
+    concurrency: int,
+    as_json: bool,
+) -> int:
+    """Run an agent on TASKS, score the results where it cannot reach, and print what happened.
+
+    TASKS is a task directory, a directory of them, or a taskset. Running the same command again
+    finishes what is missing.
+    """
+    options = RunOptions(
+        repeats=repeats,
+        limit=limit,
+        task_ids=task_id,
+        shuffle=shuffle,
+        concurrency=concurrency,
+        seed=seed,
+        out=out,
+        max_retries=max_retries,
+        isolation=IsolationLevel(isolation) if isolation else None,
+        agent_options=pairs(agent_option, "-A"),
+        taskset_options=pairs(taskset_option, "-T"),
+        rollout=RolloutConfig(timeout_sec=timeout, timeout_multiplier=timeout_multiplier),
+    )
+    with asyncio.Runner() as runner:
+        return runner.run(_run(tasks, agent, sandbox, options, as_json, fail_under))
+
+
+async def _run(
+    tasks: str, agent: str, sandbox: str, options: RunOptions, as_json: bool, least: float | None
+) -> int:
+    cancel = Cancellation()
+    _listen_for_interrupts(cancel)
+    progress = Progress(console(stderr=as_json), live=is_terminal() and not as_json)
+    results: list[RolloutResult] = []
+    async with open_job(
+        tasks, agent=agent, sandbox=sandbox, options=options, observers=[progress], cancel=cancel
+    ) as (job, path):
+        progress.job = job
+        with progress.shown():
+            async with aclosing(job.stream()) as stream:
+                async for result in stream:
+                    results.append(result)
+                    progress.finished(result)
+                    if as_json:
+                        _print_json(result)
+        summary = job.summary
+    if as_json:
+        _print_json({"summary": summary, "path": str(path)})
+    else:
+        _print_report(results, summary, path)
+    return _exit_code(summary, cancel, least)
+
+
+def _print_report(results: list[RolloutResult], summary: JobSummary, path: Path) -> None:
+    out = console()
+    out.print()
+    out.print(results_table(results))
+    out.print()
+    for line in [*error_lines(results), *summary_lines(summary)]:
+        out.print(line, soft_wrap=True)
+    out.print(f"run       {path}", soft_wrap=True)
+
+
+def _print_json(record: Any) -> None:
+    click.echo(msgspec.json.encode(record).decode())
+
+
+def _exit_code(summary: JobSummary, cancel: Cancellation, least: float | None) -> int:
+    if cancel.cancelled:
+        return INTERRUPTED
+    if summary.outcomes.get(Outcome.INFRA_ERROR):
+        return INFRASTRUCTURE
+    if not summary.complete or summary.mean is None:
+        return FAILED
+    return FAILED if least is not None and summary.mean < least else 0
+
+
+def _listen_for_interrupts(cancel: Cancellation) -> None:
+    """Once: start nothing more, cancel, persist, clean up. Twice: now."""
+    loop = asyncio.get_running_loop()
+    main_task = asyncio.current_task()
+
+    def interrupt() -> None:
+        if not cancel.cancelled:
+            click.echo("\ninterrupted: cleaning up (again to stop now)", err=True)
+            cancel.cancel("interrupted")
+            return
+        if main_task is not None:
+            main_task.cancel()
+        # Whatever cannot be cleaned up in this time goes with the supervisors, which end when
+        # this process does.
+        loop.call_later(_SECOND_INTERRUPT_SEC, os._exit, INTERRUPTED)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)

@@ -1,0 +1,125 @@
+"""`ramify tasks`: check, list and make tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+
+import click
+import msgspec
+from rich.table import Table
+
+from ramify import compose
+from ramify.cli.main import FAILED
+from ramify.cli.options import pairs, task_options, tasks_argument
+from ramify.cli.present import console, reward_text, seconds_text
+from ramify.contracts.errors import UsageError
+from ramify.envs.check import TaskCheck, check_tasks
+from ramify.envs.plan import RunOptions
+from ramify.tasks.scaffold import init_task
+
+
+@click.group("tasks")
+def command() -> None:
+    """Check, list and make tasks."""
+
+
+@command.command("list")
+@tasks_argument
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def list_tasks(tasks: str, as_json: bool) -> None:
+    """List the tasks of TASKS; each is read and checked."""
+    found = list(compose.taskset(tasks))
+    if as_json:
+        for task in found:
+            click.echo(msgspec.json.encode(task).decode())
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("task", "level", "runs on", "instruction"):
+        table.add_column(name, overflow="ellipsis", no_wrap=name != "task")
+    for task in found:
+        package = task.package
+        level = compose.remembered_level(package.digest) if package else None
+        where = "-"
+        if package is not None:
+            image = "Dockerfile" if package.sandbox.build else package.sandbox.image
+            where = " or ".join(
+                w for w in ("host root" if package.host_root_ok else "", image) if w
+            )
+        lines = task.instruction.strip().splitlines() or [""]
+        table.add_row(task.task_id, level.value if level else "-", where, lines[0])
+    console().print(table)
+
+
+@command.command("init")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--name", help="Name of the task (default: the directory's).")
+def init(directory: Path, name: str | None) -> None:
+    """Make a small working task in DIRECTORY."""
+    made = init_task(directory, name or directory.resolve().name)
+    click.echo(f"made {made}; try: ramify tasks check {made}")
+
+
+@command.command("check")
+@tasks_argument
+@click.option("-n", "--repeats", default=3, show_default=True,
+              help="Runs of oracle and nop at the level that was found.")  # fmt: skip
+@task_options
+def check(
+    tasks: str,
+    repeats: int,
+    limit: int | None,
+    task_id: tuple[str, ...],
+    taskset_option: tuple[str, ...],
+    sandbox: str,
+    concurrency: int,
+    as_json: bool,
+) -> int:
+    """Check that the reference solution scores and doing nothing does not, time after time.
+
+    Finds the strictest isolation level at which that holds and remembers it for `ramify run`.
+    """
+    if repeats < 1:
+        raise UsageError(f"--repeats must be at least 1, not {repeats}")
+    options = RunOptions(
+        limit=limit,
+        task_ids=task_id,
+        concurrency=concurrency,
+        taskset_options=pairs(taskset_option, "-T"),
+    )
+    with asyncio.Runner() as runner:
+        return runner.run(_check(tasks, sandbox, repeats, options, as_json))
+
+
+async def _check(tasks: str, sandbox: str, repeats: int, options: RunOptions, as_json: bool) -> int:
+    out = console(stderr=as_json)
+    checks: list[TaskCheck] = []
+    found = check_tasks(tasks, sandbox=sandbox, repeats=repeats, options=options)
+    async with aclosing(found) as stream:
+        async for entry in stream:
+            checks.append(entry)
+            if as_json:
+                click.echo(msgspec.json.encode(entry).decode())
+            else:
+                out.print(f"{entry.task_id}: {entry.problem or entry.level}", soft_wrap=True)
+    if not as_json:
+        out.print()
+        out.print(_table(checks))
+    return FAILED if any(not entry.ok for entry in checks) else 0
+
+
+def _table(checks: list[TaskCheck]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("task", "level", "oracle", "nop", "time", "verdict"):
+        table.add_column(name, overflow="fold")
+    for entry in sorted(checks, key=lambda c: c.task_id):
+        table.add_row(
+            entry.task_id,
+            entry.level.value if entry.level else "-",
+            " ".join(reward_text(reward) for reward in entry.oracle) or "-",
+            " ".join(reward_text(reward) for reward in entry.nop) or "-",
+            seconds_text(entry.seconds),
+            entry.problem or "ok",
+        )
+    return table

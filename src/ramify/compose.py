@@ -1,0 +1,229 @@
+"""The composition root: the one place where a name becomes a provider.
+
+A name is looked up in our own table, then among entry points (`ramify.sandboxes`,
+`ramify.agents`, ...); a name that contains `:` is taken as an import path, `package.module:Class`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ramify.contracts.agent import Agent
+from ramify.contracts.environment import Environment
+from ramify.contracts.errors import ConfigError, UnknownNameError, UnsupportedError
+from ramify.contracts.reward import Reward
+from ramify.contracts.sandbox import Capabilities, SandboxProvider, SandboxSpec
+from ramify.contracts.task import IsolationLevel, Task, Taskset
+from ramify.tasks.levels import LevelStore
+
+TABLE: Mapping[str, Mapping[str, str]] = {
+    "sandboxes": {
+        "local": "ramify.planes.sandbox.local:LocalProvider",
+        "docker": "ramify.planes.sandbox.docker:DockerProvider",
+        "bare": "ramify.planes.sandbox.local:BareProvider",
+    },
+    "agents": {
+        "oracle": "ramify.planes.agent.oracle:OracleAgent",
+        "nop": "ramify.planes.agent.nop:NopAgent",
+        "scripted": "ramify.planes.agent.scripted:ScriptedAgent",
+        "program": "ramify.planes.agent.program:ProgramAgent",
+        "shell": "ramify.planes.agent.shell:ShellAgent",
+    },
+    "environments": {
+        "package": "ramify.planes.environment.package:PackageEnvironment",
+    },
+    "rewards": {
+        "script": "ramify.planes.reward.script:ScriptVerifier",
+        "function": "ramify.planes.reward.function:FunctionReward",
+    },
+    "exporters": {
+        "verifiers": "ramify.edges.outbound.verifiers:export_verifiers",
+    },
+    "tasksets": {
+        "directory": "ramify.tasks.taskset:load_taskset",
+    },
+}
+"""Kind → name → import path. Entry points of the group `ramify.<kind>` join it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A provider as it is listed: its name, where it comes from, and its first docstring line."""
+
+    name: str
+    path: str
+    summary: str
+
+
+def home() -> Path:
+    """Where Ramify keeps what outlives a job: `RAMIFY_HOME`, else the user's cache directory."""
+    if chosen := os.environ.get("RAMIFY_HOME"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramify"
+
+
+def known(kind: str) -> dict[str, str]:
+    """Name → import path of everything of a kind, ours and other packages'."""
+    found = dict(TABLE.get(kind, {}))
+    for point in entry_points(group=f"ramify.{kind}"):
+        found.setdefault(point.name, point.value)
+    return found
+
+
+def listed(kind: str) -> list[Provider]:
+    """Everything of a kind, by name, for a person to read."""
+    providers: list[Provider] = []
+    for name, path in sorted(known(kind).items()):
+        try:
+            document = inspect.getdoc(load(kind, name)) or ""
+        except ConfigError as error:
+            document = f"cannot be used: {error}"
+        providers.append(Provider(name, path, document.partition("\n")[0]))
+    return providers
+
+
+def load(kind: str, name: str) -> Any:
+    """The object that a name stands for.
+
+    Raises:
+        UnknownNameError: no such name (offers the nearest).
+        ConfigError: its import path does not lead to anything.
+    """
+    table = known(kind)
+    path = table.get(name, name if ":" in name else None)
+    if path is None:
+        raise UnknownNameError(kind.removesuffix("s"), name, table)
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{kind.removesuffix('s')} {name!r} cannot be loaded: {error}") from error
+
+
+def sandbox_provider(name: str) -> SandboxProvider:
+    """The sandbox provider of that name."""
+    return _build("sandboxes", name, {})
+
+
+def agent(name: str, options: Mapping[str, str] | None = None) -> Agent:
+    """The agent of that name, built with `-A key=value` options."""
+    return _build("agents", name, options or {})
+
+
+def environment(task: Task) -> Environment:
+    """The world of a task. A new one for each rollout."""
+    return _build("environments", "package", {})
+
+
+def taskset(path: str, options: Mapping[str, str] | None = None) -> Taskset:
+    """The taskset at a path, or of a registered name, built with `-T key=value` options."""
+    if path in known("tasksets") or (":" in path and not Path(path).exists()):
+        return _build("tasksets", path, options or {})
+    return _build("tasksets", "directory", {"path": path, **(options or {})})
+
+
+def reward(level: IsolationLevel) -> Reward:
+    """The script verifier of task directories at an isolation level."""
+    prepare = load_function("ramify.planes.environment.package:provision_package")
+    return load("rewards", "script")(level, prepare=prepare)
+
+
+def function_reward(function: Callable[..., Any]) -> Reward:
+    """A plain function as a reward; its arguments are injected."""
+    return load("rewards", "function")(function)
+
+
+def exporter(name: str) -> Callable[..., Iterable[dict[str, Any]]]:
+    """The exporter of that name: run directory → records."""
+    return load("exporters", name)
+
+
+def load_function(path: str) -> Callable[..., Any]:
+    """A function of our own by its import path."""
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def remembered_level(digest: str) -> IsolationLevel | None:
+    """The isolation level that `ramify tasks check` found for a task of this digest."""
+    return LevelStore(home()).get(digest)
+
+
+def remember_level(digest: str, level: IsolationLevel) -> None:
+    """Keep what `ramify tasks check` found for a task of this digest."""
+    LevelStore(home()).put(digest, level)
+
+
+def sandbox_spec(task: Task, provider: str, can: Capabilities) -> SandboxSpec:
+    """What a task's sandbox is made from on a provider with these capabilities.
+
+    A task that may run on the host's root does so where the provider offers it; else its image
+    or Dockerfile is used.
+
+    Raises:
+        UnsupportedError: the provider offers neither, or lacks what the task demands.
+    """
+    package = task.package
+    if package is None:
+        return SandboxSpec(host_root=can.host_root, workdir="/app")
+    spec = package.sandbox
+    if can.host_root and package.host_root_ok:
+        return msgspec.structs.replace(spec, host_root=True, image=None, build=None)
+    if spec.build is not None and not can.builds:
+        raise UnsupportedError(
+            f"{task.task_id} is built from a Dockerfile, which `{provider}` cannot do; "
+            "use --sandbox docker"
+        )
+    if spec.image is not None and not can.images:
+        raise UnsupportedError(
+            f"{task.task_id} needs the image {spec.image}, which `{provider}` cannot run; "
+            "use --sandbox docker"
+        )
+    if can.isolation != "none" and spec.network.mode not in can.network:
+        raise UnsupportedError(
+            f"{task.task_id} asks for network `{spec.network.mode}`, which `{provider}` does not "
+            "offer here"
+        )
+    return spec
+
+
+def _build(kind: str, name: str, options: Mapping[str, str]) -> Any:
+    target = load(kind, name)
+    parameters = inspect.signature(target).parameters
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    arguments: dict[str, Any] = {}
+    for key, text in options.items():
+        word = key.replace("-", "_")
+        if word not in parameters:
+            raise UnknownNameError(f"option of {name}", key, set(parameters) - {"self"})
+        arguments[word] = _convert(name, key, text, hints.get(word, str))
+    missing = [
+        p.name for p in parameters.values()
+        if p.default is p.empty and p.name not in arguments
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]  # fmt: skip
+    if missing:
+        raise ConfigError(
+            f"{kind.removesuffix('s')} {name!r} needs {', '.join(missing)}; "
+            f"give it as {'-T' if kind == 'tasksets' else '-A'} {missing[0]}=..."
+        )
+    return target(**arguments)
+
+
+def _convert(name: str, key: str, text: str, hint: Any) -> Any:
+    if hint is Path or Path in typing.get_args(hint):
+        return Path(text)
+    try:
+        return msgspec.convert(text, hint, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{key}={text}: {error}", field=f"option of {name}") from None

@@ -1,0 +1,168 @@
+"""A job: plan → schedule → run → aggregate. Running the same job again finishes what is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import msgspec
+
+from ramify.contracts.context import CancelScope, Clock
+from ramify.contracts.events import LeaseEvent, LogEvent, MetricEvent, Observer
+from ramify.contracts.result import RolloutResult, WorkItem
+from ramify.contracts.tree import Outcome
+from ramify.engine.executor import Executor
+from ramify.engine.limits import Budgets
+from ramify.engine.retry import RetryPolicy
+from ramify.engine.store import Store
+from ramify.engine.summary import JobSummary, summarise
+
+Worker = Callable[[WorkItem], Awaitable[RolloutResult]]
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """What a job consists of.
+
+    Attributes:
+        job_id: names it in every record.
+        config_hash: identifies everything that may change a result.
+        seed: the job's; each rollout's is derived from it.
+        slots: (task id, repeat) of each rollout, in the order in which they start.
+        concurrency: rollouts that run at once.
+        retry: for outcomes that are never scored.
+        weights: task id → what one rollout of it takes of each budget, besides one of `rollouts`.
+    """
+
+    job_id: str
+    config_hash: str
+    seed: int
+    slots: Sequence[tuple[str, int]]
+    concurrency: int
+    retry: RetryPolicy
+    weights: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
+
+    def item(self, task_id: str, repeat: int) -> WorkItem:
+        """The work item of one slot, before it is leased."""
+        text = f"{self.seed}:{task_id}:{repeat}".encode()
+        seed = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest())
+        return WorkItem(self.job_id, task_id, repeat, seed, self.config_hash)
+
+
+class Job:
+    """Runs a plan over a store.
+
+    Guarantees: a rollout that has a final result is neither run nor counted again; a result is on
+    disk before it is yielded; retries use up their own budget, never the agent's; when `cancel`
+    is set, nothing new starts and what runs ends as `cancelled`.
+
+    Args:
+        plan: what to run.
+        store: the job directory, held by this engine.
+        worker: runs one attempt of one rollout. Must return a result, not raise.
+        observer: sees leases, retries and everything that the worker emits.
+        clock: time.
+        cancel: ends the job.
+        budgets: shared limits; must hold `rollouts`.
+    """
+
+    def __init__(
+        self,
+        plan: JobPlan,
+        store: Store,
+        worker: Worker,
+        observer: Observer,
+        clock: Clock,
+        cancel: CancelScope,
+        budgets: Budgets,
+    ) -> None:
+        self.plan = plan
+        self.budgets = budgets
+        self._store = store
+        self._worker = worker
+        self._observer = observer
+        self._clock = clock
+        self._cancel = cancel
+        self._results: dict[str, RolloutResult] = {}
+        self._started = clock.monotonic()
+
+    @property
+    def summary(self) -> JobSummary:
+        """Aggregate of what is finished by now."""
+        wall = self._clock.monotonic() - self._started
+        return summarise(self._results.values(), len(self.plan.slots), wall)
+
+    async def stream(self) -> AsyncGenerator[RolloutResult]:
+        """Each rollout's result once: first those found in the store, then as they finish."""
+        items = [self.plan.item(*slot) for slot in self.plan.slots]
+        finished = {
+            rollout: result
+            for rollout, result in self._store.results().items()
+            if result.outcome.final
+        }
+        for item in items:
+            if (result := finished.get(item.rollout_id)) is not None:
+                self._results[item.rollout_id] = result
+                yield result
+        missing = (item for item in items if item.rollout_id not in finished)
+        executor = Executor(self._attempts, self.plan.concurrency)
+        async with executor, aclosing(executor.generate(self._until_cancelled(missing))) as stream:
+            async for result in stream:
+                if result is not None:
+                    self._results[result.rollout_id] = result
+                    yield result
+
+    def _until_cancelled(self, items: Iterable[WorkItem]) -> Iterator[WorkItem]:
+        return itertools.takewhile(lambda _: not self._cancel.cancelled, items)
+
+    async def _attempts(self, item: WorkItem) -> RolloutResult | None:
+        """Run one rollout until it is scored or its retries are used up; None if never started."""
+        rng = random.Random(item.seed)
+        needs = {"rollouts": 1, **self.plan.weights.get(item.task_id, {})}
+        async with self.budgets.hold(needs):
+            while not self._cancel.cancelled:
+                result = await self._attempt(item)
+                again = (
+                    result.error is not None
+                    and result.error.retryable
+                    and result.outcome in (Outcome.ENV_ERROR, Outcome.INFRA_ERROR)
+                    and self.plan.retry.allows(item.attempt)
+                    and not self._cancel.cancelled
+                )
+                if not again:
+                    await self._store.record(result)
+                    return result
+                wait = self.plan.retry.delay(item.attempt, rng)
+                self._retrying(result, wait)
+                await self._clock.sleep(wait)
+                item = msgspec.structs.replace(item, attempt=item.attempt + 1)
+        return None
+
+    async def _attempt(self, item: WorkItem) -> RolloutResult:
+        leased = msgspec.structs.replace(item, fence=self._store.next_fence())
+        self._observer.emit(
+            LeaseEvent(
+                leased.rollout_id, self._clock.now(), leased.attempt, leased.fence, leased.seed
+            )
+        )
+        return await self._worker(leased)
+
+    def _retrying(self, result: RolloutResult, wait: float) -> None:
+        now, rollout = self._clock.now(), result.rollout_id
+        fields = {"outcome": result.outcome.value, "attempt": result.attempt, "wait_sec": wait}
+        if result.error is not None:
+            fields |= {"code": result.error.code, "error": result.error.message}
+        self._observer.emit(LogEvent(rollout, now, "warning", "trying again", fields))
+        self._observer.emit(MetricEvent(rollout, now, "retries", 1, "count"))

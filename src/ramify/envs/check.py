@@ -1,0 +1,219 @@
+"""Is a task fit to be used: the reference solution scores, nothing scores nothing, every time.
+
+Finds the strictest isolation level at which that holds, and remembers it by task digest.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from ramify import compose
+from ramify.contracts.result import RolloutResult
+from ramify.contracts.sandbox import Capabilities, SandboxProvider
+from ramify.contracts.task import IsolationLevel, Task, TaskPackage, Taskset
+from ramify.envs.plan import RunOptions
+from ramify.envs.run import open_job
+
+_LADDER = tuple(IsolationLevel)
+"""Strictest first, as the enumeration is written."""
+
+
+class TaskCheck(msgspec.Struct, frozen=True):
+    """What was found about one task.
+
+    `oracle` and `nop` are the rewards of each repeat at `level` (None: not scored). `problem` is
+    empty when the task is fit.
+    """
+
+    task_id: str
+    level: IsolationLevel | None
+    oracle: tuple[float | None, ...] = ()
+    nop: tuple[float | None, ...] = ()
+    seconds: float = 0.0
+    problem: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """The task is fit for use."""
+        return not self.problem
+
+
+@dataclass(slots=True)
+class _Search:
+    """Where the search for one task's level stands."""
+
+    task: Task
+    package: TaskPackage
+    levels: list[IsolationLevel]
+    seconds: float = 0.0
+    last: RolloutResult | None = None
+    rewards: dict[str, list[float | None]] = field(
+        default_factory=lambda: defaultdict[str, list[float | None]](list)
+    )
+
+    @property
+    def level(self) -> IsolationLevel | None:
+        return self.levels[0] if self.levels else None
+
+
+async def check_tasks(
+    tasks: str | Path | Taskset,
+    *,
+    sandbox: str | SandboxProvider = "local",
+    repeats: int = 3,
+    options: RunOptions | None = None,
+) -> AsyncGenerator[TaskCheck]:
+    """Check each task; yields what was found, level by level.
+
+    Args:
+        tasks: as for `ramify.run`.
+        sandbox: a provider or its name.
+        repeats: how often oracle and nop are run at the level that was found.
+        options: which tasks, and how many at once.
+
+    Raises:
+        UsageError: before anything is made.
+    """
+    async with AsyncExitStack() as stack:
+        provider = compose.sandbox_provider(sandbox) if isinstance(sandbox, str) else sandbox
+        if provider is not sandbox:
+            stack.push_async_callback(provider.aclose)
+        wanted = options or RunOptions()
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ramify-check-")))
+        checker = _Checker(tasks, provider, wanted, repeats, scratch)
+        async with aclosing(checker.run()) as found:
+            async for check in found:
+                yield check
+
+
+@dataclass(frozen=True, slots=True)
+class _Checker:
+    tasks: str | Path | Taskset
+    provider: SandboxProvider
+    options: RunOptions
+    repeats: int
+    scratch: Path
+
+    async def run(self) -> AsyncGenerator[TaskCheck]:
+        searches = await self._searches()
+        pending = list(searches.values())
+        while pending:
+            by_level: dict[IsolationLevel, list[_Search]] = defaultdict(list)
+            for search in pending:
+                if search.level is None:
+                    yield self._unfit(search)
+                else:
+                    by_level[search.level].append(search)
+            pending = list[_Search]()
+            for level, group in sorted(by_level.items(), key=lambda entry: _LADDER.index(entry[0])):
+                await self._try(group, level, "oracle", 1)
+                passed = [search for search in group if _solved(search)]
+                for search in group:
+                    if search not in passed:
+                        search.levels.pop(0)
+                        pending.append(search)
+                await self._try(passed, level, "oracle", self.repeats)
+                await self._try(passed, level, "nop", self.repeats)
+                for search in passed:
+                    yield self._found(search, level)
+
+    async def _searches(self) -> dict[str, _Search]:
+        """One search per task; refuses what cannot run at all, before anything starts."""
+        out = self.scratch / "plan"
+        options = msgspec.structs.replace(self.options, out=out)
+        async with open_job(self.tasks, agent="oracle", sandbox=self.provider, options=options) as (
+            job,
+            _,
+        ):
+            ids = list(dict.fromkeys(task_id for task_id, _ in job.plan.slots))
+        taskset = (
+            compose.taskset(str(self.tasks), self.options.taskset_options)
+            if isinstance(self.tasks, str | Path)
+            else self.tasks
+        )
+        found: dict[str, _Search] = {}
+        for task_id in ids:
+            task = taskset.get_task(task_id)
+            if task.package is not None:
+                levels = _levels(task.package, self.provider.capabilities())
+                found[task_id] = _Search(task, task.package, levels)
+        return found
+
+    async def _try(
+        self, group: Iterable[_Search], level: IsolationLevel, agent: str, repeats: int
+    ) -> None:
+        searches: Mapping[str, _Search] = {search.task.task_id: search for search in group}
+        if not searches:
+            return
+        for search in searches.values():
+            search.rewards[agent].clear()
+        out = Path(tempfile.mkdtemp(dir=self.scratch))
+        options = msgspec.structs.replace(
+            self.options,
+            out=out,
+            task_ids=tuple(searches),
+            limit=None,
+            repeats=repeats,
+            isolation=level,
+            agent_options={},
+        )
+        async with open_job(self.tasks, agent=agent, sandbox=self.provider, options=options) as (
+            job,
+            _,
+        ):
+            async with aclosing(job.stream()) as results:
+                async for result in results:
+                    search = searches[result.task_id]
+                    search.rewards[agent].append(result.reward)
+                    search.seconds += sum(result.timings.values())
+                    search.last = result
+
+    def _found(self, search: _Search, level: IsolationLevel) -> TaskCheck:
+        low, high = search.package.verifier.reward_range
+        oracle, nop = search.rewards["oracle"], search.rewards["nop"]
+        problem = ""
+        if any(reward != high for reward in oracle):
+            problem = f"flaky: the reference solution scored {_shown(oracle)}"
+        elif any(reward != low for reward in nop):
+            problem = f"doing nothing scored {_shown(nop)}"
+        if not problem:
+            compose.remember_level(search.package.digest, level)
+        return TaskCheck(
+            search.task.task_id, level, tuple(oracle), tuple(nop), search.seconds, problem
+        )
+
+    def _unfit(self, search: _Search) -> TaskCheck:
+        last = search.last
+        why = "at no level does the reference solution score"
+        if last is not None and last.error is not None:
+            why += f"; at the last: {last.error.message}"
+        elif last is not None:
+            why += f"; at the last it scored {last.reward}"
+        return TaskCheck(search.task.task_id, None, seconds=search.seconds, problem=why)
+
+
+def _levels(package: TaskPackage, can: Capabilities) -> list[IsolationLevel]:
+    """Levels worth trying, strictest first."""
+    if package.verifier.isolation is not None:
+        return [package.verifier.isolation]
+    return [
+        level for level in _LADDER
+        if not (level is IsolationLevel.OUTPUTS and not package.outputs)
+        and not (level is IsolationLevel.FILESYSTEM and can.snapshot == "none")
+    ]  # fmt: skip
+
+
+def _solved(search: _Search) -> bool:
+    high = search.package.verifier.reward_range[1]
+    return bool(search.rewards["oracle"]) and all(r == high for r in search.rewards["oracle"])
+
+
+def _shown(rewards: Iterable[float | None]) -> str:
+    return ", ".join("-" if reward is None else f"{reward:g}" for reward in rewards)

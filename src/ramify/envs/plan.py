@@ -1,0 +1,280 @@
+"""From what a caller asks for to a plan that can run: everything is resolved and checked first."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ramify import compose
+from ramify.contracts.agent import Agent
+from ramify.contracts.config import RolloutConfig
+from ramify.contracts.context import Clock
+from ramify.contracts.errors import ConfigError, UnsupportedError, UsageError
+from ramify.contracts.reward import Reward
+from ramify.contracts.sandbox import Capabilities, SandboxProvider, SandboxSpec
+from ramify.contracts.task import IsolationLevel, Task, Taskset
+from ramify.engine.job import JobPlan
+from ramify.engine.reading import JobRecord
+from ramify.engine.reading import Plan as PlanRecord
+from ramify.engine.redact import Redactor
+from ramify.engine.retry import RetryPolicy
+from ramify.engine.sampler import TaskSampler
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about a job besides tasks, agent and sandbox.
+
+    Attributes:
+        repeats: rollouts per task.
+        limit: only the first so many tasks.
+        task_ids: only these tasks, by canonical or item id.
+        shuffle: start tasks in an order drawn from `seed`.
+        sampler: makes the sequence of (task id, repeat) from the task ids, e.g. a TaskSampler with
+            weights or a curriculum; in place of `repeats` and `shuffle`.
+        concurrency: rollouts at once.
+        seed: the job's seed.
+        out: the run directory; by default `runs/<taskset>-<agent>-<hash>`, the same for the same
+            command, so that running it again finishes what is missing.
+        max_retries: retries of an outcome that is never scored.
+        isolation: verify at this level; by default the one that `ramify tasks check` found, else
+            `filesystem`.
+        agent_options, taskset_options: constructor arguments by name, as text.
+        resources: objects that rewards may ask for by name.
+        rollout: limits and sampling of each rollout.
+
+    Raises:
+        UsageError: a number out of range.
+    """
+
+    repeats: int = 1
+    limit: int | None = None
+    task_ids: tuple[str, ...] = ()
+    shuffle: bool = False
+    sampler: Callable[[Sequence[str]], Iterable[tuple[str, int]]] | None = None
+    concurrency: int = 4
+    seed: int = 0
+    out: Path | None = None
+    max_retries: int = 2
+    isolation: IsolationLevel | None = None
+    agent_options: Mapping[str, str] = {}
+    taskset_options: Mapping[str, str] = {}
+    resources: Mapping[str, Any] = {}
+    rollout: RolloutConfig = RolloutConfig()
+
+    def __post_init__(self) -> None:
+        low = {"repeats": 1, "concurrency": 1, "max_retries": 0, "seed": 0}
+        if self.limit is not None:
+            low["limit"] = 1
+        for name, least in low.items():
+            if (value := getattr(self, name)) < least:
+                raise UsageError(f"{name} must be at least {least}, not {value}")
+        config = self.rollout
+        for name in ("max_turns", "max_tokens", "max_context", "max_cost_usd", "timeout_sec"):
+            value = getattr(config, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} must be above 0, not {value}")
+        if not config.timeout_multiplier > 0:
+            raise UsageError(f"timeout_multiplier must be above 0, not {config.timeout_multiplier}")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTask:
+    """One task, ready to run: what its sandbox is made from and how strictly it is verified."""
+
+    task: Task
+    spec: SandboxSpec
+    isolation: IsolationLevel
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """A whole job, ready to run."""
+
+    job: JobPlan
+    record: JobRecord
+    path: Path
+    tasks: Mapping[str, PlannedTask]
+    agent: Agent
+    provider: SandboxProvider
+    options: RunOptions
+    reward: Reward | None
+
+
+async def plan_run(
+    tasks: str | Path | Taskset,
+    agent: str | Agent,
+    provider: SandboxProvider,
+    reward: Reward | Callable[..., Any] | None,
+    options: RunOptions,
+    clock: Clock,
+    redactor: Redactor,
+) -> RunPlan:
+    """Resolve and check everything before anything starts.
+
+    Raises:
+        UsageError: and its kinds, for whatever cannot run as asked; nothing has been made then.
+    """
+    taskset = compose.taskset(str(tasks), options.taskset_options) if isinstance(
+        tasks, str | Path
+    ) else tasks  # fmt: skip
+    actor = compose.agent(agent, options.agent_options) if isinstance(agent, str) else agent
+    probe = await provider.probe()
+    if not probe.ok:
+        remedy = f"; {probe.remedy}" if probe.remedy else ""
+        raise UnsupportedError(f"sandbox `{provider.name}`: {probe.detail}{remedy}")
+    scorer = compose.function_reward(reward) if callable(reward) else reward
+    can = provider.capabilities()
+    chosen = _choose(taskset, options)
+    planned = {
+        task.task_id: PlannedTask(
+            task,
+            compose.sandbox_spec(task, provider.name, can),
+            _isolation(task, can, options),
+        )
+        for task in chosen
+    }
+    if scorer is None:
+        _require_packages(chosen)
+    config = _config(taskset.taskset_id, planned, actor, provider, scorer, options)
+    config_hash = hashlib.blake2b(msgspec.json.encode(config, order="deterministic"), digest_size=8)
+    job_id = f"{_slug(taskset.taskset_id)}-{_slug(actor.name)}-{config_hash.hexdigest()[:8]}"
+    job = JobPlan(
+        job_id=job_id,
+        config_hash=config_hash.hexdigest(),
+        seed=options.seed,
+        slots=_slots(list(planned), options),
+        concurrency=options.concurrency,
+        retry=RetryPolicy(max_retries=options.max_retries),
+    )
+    record = JobRecord(
+        job_id=job_id,
+        config_hash=job.config_hash,
+        created_at=clock.now(),
+        plan=PlanRecord(
+            task_ids=tuple(planned),
+            repeats=options.repeats,
+            agent=actor.name,
+            model=None,
+            sandbox=provider.name,
+            seed=options.seed,
+        ),
+        config=redactor.clean(config),
+        versions={
+            "ramify": version("ramify"),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        },
+        git=await _git_state(),
+        argv=tuple(redactor.clean(list(sys.argv))),
+    )
+    path = options.out or Path("runs") / job_id
+    return RunPlan(job, record, path, planned, actor, provider, options, scorer)
+
+
+def _slots(task_ids: Sequence[str], options: RunOptions) -> list[tuple[str, int]]:
+    if options.sampler is not None:
+        return list(options.sampler(task_ids))
+    order = "shuffled" if options.shuffle else "given"
+    return list(TaskSampler(task_ids, options.seed, order, options.repeats))
+
+
+def _choose(taskset: Taskset, options: RunOptions) -> list[Task]:
+    if options.task_ids:
+        chosen = [taskset.get_task(task_id) for task_id in options.task_ids]
+    else:
+        chosen = list[Task]()
+        for task in taskset:
+            if options.limit is not None and len(chosen) >= options.limit:
+                break
+            chosen.append(task)
+    if not chosen:
+        raise ConfigError(f"the taskset {taskset.taskset_id} has no tasks")
+    return chosen[: options.limit]
+
+
+def _require_packages(tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        if task.package is None:
+            raise ConfigError(
+                f"{task.task_id} comes without a task directory, so nothing says how it is "
+                "scored; give a reward function"
+            )
+
+
+def _isolation(task: Task, can: Capabilities, options: RunOptions) -> IsolationLevel:
+    package = task.package
+    if package is None:
+        return IsolationLevel.LIVE
+    remembered = compose.remembered_level(package.digest)
+    level = options.isolation or package.verifier.isolation or remembered
+    level = level or IsolationLevel.FILESYSTEM
+    if level is IsolationLevel.FILESYSTEM and can.snapshot == "none":
+        return IsolationLevel.LIVE
+    return level
+
+
+def _config(
+    taskset_id: str,
+    planned: Mapping[str, PlannedTask],
+    agent: Agent,
+    provider: SandboxProvider,
+    reward: Reward | None,
+    options: RunOptions,
+) -> dict[str, Any]:
+    """Everything that may change a result; its hash decides whether a job is the same job."""
+    return {
+        "taskset": taskset_id,
+        "tasks": {
+            task_id: entry.task.package.digest if entry.task.package else _digest(entry.task)
+            for task_id, entry in planned.items()
+        },
+        "agent": agent.name,
+        "agent_options": dict(options.agent_options),
+        "sandbox": provider.name,
+        "reward": None if reward is None else getattr(reward, "name", type(reward).__name__),
+        "repeats": options.repeats,
+        "seed": options.seed,
+        "shuffle": options.shuffle,
+        "isolation": options.isolation,
+        "rollout": msgspec.to_builtins(options.rollout),
+    }
+
+
+def _digest(task: Task) -> str:
+    return hashlib.blake2b(
+        msgspec.json.encode(task, order="deterministic"), digest_size=16
+    ).hexdigest()
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:40] or "job"
+
+
+async def _git_state() -> dict[str, str] | None:
+    """Commit and cleanliness of the current directory; None outside a repository."""
+    if shutil.which("git") is None:
+        return None
+    commit = await _git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changed = await _git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit.strip(), "dirty": "yes" if changed else "no"}
+
+
+async def _git(*arguments: str) -> str | None:
+    process = await asyncio.create_subprocess_exec(
+        "git", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    output, _ = await process.communicate()
+    return output.decode(errors="replace") if process.returncode == 0 else None

@@ -1,0 +1,145 @@
+"""`run` and `stream`: a whole job in one call. The command `ramify run` is a thin caller."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ramify import compose
+from ramify.contracts.agent import Agent
+from ramify.contracts.context import CancelScope
+from ramify.contracts.events import Observer
+from ramify.contracts.result import RolloutResult
+from ramify.contracts.reward import Reward
+from ramify.contracts.sandbox import SandboxProvider
+from ramify.contracts.task import Taskset
+from ramify.engine.callbacks import CallbackObserver
+from ramify.engine.cancel import Cancellation
+from ramify.engine.clock import SystemClock
+from ramify.engine.job import Job
+from ramify.engine.limits import Budgets
+from ramify.engine.observe import FanOut, RedactingObserver
+from ramify.engine.redact import Redactor
+from ramify.engine.store import Store
+from ramify.engine.summary import JobSummary
+from ramify.envs.plan import RunOptions, plan_run
+from ramify.envs.worker import RolloutWorker
+
+
+@dataclass(frozen=True, slots=True)
+class JobReport:
+    """What a finished (or interrupted) job came to.
+
+    Attributes:
+        path: the run directory.
+        summary: aggregate.
+        results: each rollout's result, in the order in which they finished.
+    """
+
+    path: Path
+    summary: JobSummary
+    results: Sequence[RolloutResult]
+
+
+@asynccontextmanager
+async def open_job(
+    tasks: str | Path | Taskset,
+    *,
+    agent: str | Agent = "oracle",
+    sandbox: str | SandboxProvider = "local",
+    reward: Reward | Callable[..., Any] | None = None,
+    options: RunOptions | None = None,
+    on_event: Callable[..., Any] | None = None,
+    observers: Sequence[Observer] = (),
+    cancel: CancelScope | None = None,
+) -> AsyncGenerator[tuple[Job, Path]]:
+    """Plan a job, take its run directory, and give the job to the body, which streams it.
+
+    Everything that was opened is closed at the end: sandboxes, provider, store. `on_event` is a
+    function of the user (sync or async) that gets `event`; `observers` see the same events at
+    once. The job's cancel scope is `cancel`, or one that nobody else has.
+
+    Raises:
+        UsageError: before anything is made.
+        StoreError: the run directory cannot be used.
+    """
+    clock = SystemClock()
+    scope = cancel or Cancellation()
+    async with AsyncExitStack() as stack:
+        provider = compose.sandbox_provider(sandbox) if isinstance(sandbox, str) else sandbox
+        if provider is not sandbox:
+            stack.push_async_callback(provider.aclose)
+        redactor = Redactor(env=os.environ)
+        wanted = options or RunOptions()
+        plan = await plan_run(tasks, agent, provider, reward, wanted, clock, redactor)
+        store = await Store.create_or_open(plan.path, plan.record)
+        stack.push_async_callback(store.aclose)
+        await provider.sweep()
+        sinks: list[Observer] = [store.observer, *observers]
+        if on_event is not None:
+            callbacks = CallbackObserver([on_event], store.observer, clock)
+            sinks.append(await stack.enter_async_context(callbacks))
+        observer = RedactingObserver(FanOut(sinks), redactor)
+        worker = RolloutWorker(plan, store, observer, clock, scope, store.ready)
+        budgets = Budgets({"rollouts": plan.options.concurrency})
+        yield Job(plan.job, store, worker, observer, clock, scope, budgets), plan.path
+
+
+async def stream(
+    tasks: str | Path | Taskset,
+    *,
+    agent: str | Agent = "oracle",
+    sandbox: str | SandboxProvider = "local",
+    reward: Reward | Callable[..., Any] | None = None,
+    options: RunOptions | None = None,
+    on_event: Callable[..., Any] | None = None,
+) -> AsyncGenerator[RolloutResult]:
+    """Run a job and yield each rollout's result once, as it finishes (recorded ones first).
+
+    A slow consumer slows the job down; leaving the loop ends it, and running it again goes on.
+
+    Raises:
+        UsageError: before anything is made.
+    """
+    async with open_job(
+        tasks, agent=agent, sandbox=sandbox, reward=reward, options=options, on_event=on_event
+    ) as (job, _):
+        async with aclosing(job.stream()) as results:
+            async for result in results:
+                yield result
+
+
+async def run(
+    tasks: str | Path | Taskset,
+    *,
+    agent: str | Agent = "oracle",
+    sandbox: str | SandboxProvider = "local",
+    reward: Reward | Callable[..., Any] | None = None,
+    options: RunOptions | None = None,
+    on_event: Callable[..., Any] | None = None,
+) -> JobReport:
+    """Run a job to its end and report.
+
+    Args:
+        tasks: a task directory, a directory of them, a taskset's name or import path, or a
+            Taskset.
+        agent: an agent, or its name.
+        sandbox: a sandbox provider (which the caller closes), or its name.
+        reward: how to score; by default each task directory's own verifier. A plain function
+            gets the arguments that it names.
+        options: everything else.
+        on_event: called with each `event`, in order.
+
+    Raises:
+        UsageError: before anything is made.
+    """
+    async with open_job(
+        tasks, agent=agent, sandbox=sandbox, reward=reward, options=options, on_event=on_event
+    ) as (job, path):
+        async with aclosing(job.stream()) as results:
+            finished = [result async for result in results]
+        return JobReport(path, job.summary, finished)

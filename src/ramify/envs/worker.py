@@ -1,0 +1,75 @@
+"""What runs one attempt of one rollout in this process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from ramify import compose
+from ramify.contracts.context import CancelScope, Clock, Context
+from ramify.contracts.events import Observer
+from ramify.contracts.result import RolloutResult, WorkItem
+from ramify.contracts.reward import Reward
+from ramify.contracts.task import IsolationLevel
+from ramify.engine.store import Store
+from ramify.envs.plan import PlannedTask, RunPlan
+from ramify.kernel.recorder import TreeRecorder
+from ramify.kernel.rollout import RolloutPlan, run_rollout
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutWorker:
+    """Builds a rollout from a plan and runs it.
+
+    Attributes:
+        plan: the job's plan.
+        store: where artifacts go.
+        observer: sees every event of the rollout.
+        clock: time.
+        cancel: the job's cancel scope.
+        ready: awaited after each step, for backpressure.
+    """
+
+    plan: RunPlan
+    store: Store
+    observer: Observer
+    clock: Clock
+    cancel: CancelScope
+    ready: Callable[[], Awaitable[None]]
+
+    async def __call__(self, item: WorkItem) -> RolloutResult:
+        """Run one attempt. Returns a result, whatever happens but cancellation of the task."""
+        planned = self.plan.tasks[item.task_id]
+        recorder = TreeRecorder(item.rollout_id, self.observer, self.clock, self.ready)
+        ctx = Context(
+            task=planned.task,
+            config=self.plan.options.rollout,
+            rollout_id=item.rollout_id,
+            clock=self.clock,
+            rng=random.Random(item.seed),
+            cancel=self.cancel,
+            observer=self.observer,
+            recorder=recorder,
+            artifacts=self.store.rollout_dir(item.rollout_id),
+            resources=self.plan.options.resources,
+            sandboxes=self.plan.provider,
+        )
+        return await run_rollout(self._rollout(item, planned, recorder), ctx)
+
+    def _rollout(self, item: WorkItem, planned: PlannedTask, recorder: TreeRecorder) -> RolloutPlan:
+        package = planned.task.package
+        return RolloutPlan(
+            item=item,
+            provider=self.plan.provider,
+            spec=planned.spec,
+            agent=self.plan.agent,
+            environment=compose.environment(planned.task),
+            reward=self._reward(planned.isolation),
+            recorder=recorder,
+            agent_timeout_sec=package.agent_timeout_sec if package else 600.0,
+            minimum_reward=package.verifier.reward_range[0] if package else 0.0,
+        )
+
+    def _reward(self, isolation: IsolationLevel) -> Reward:
+        return self.plan.reward or compose.reward(isolation)
