@@ -160,7 +160,12 @@ def references_in(line: bytes) -> Mapping[str, Reference]:
 def join(event: NodeEvent, references: Mapping[str, Reference], blobs: BlobStore) -> NodeEvent:
     """Put payloads back where they were taken out them. Raises StoreError."""
     for place, reference in references.items():
-        event = _put(event, place, blobs.read(reference).decode())
+        try:
+            event = _put(event, place, blobs.read(reference).decode())
+        except (LookupError, ValueError, TypeError, AttributeError):
+            raise StoreError(
+                f"a payload belongs at {place[:80]!r}, which its event does not have"
+            ) from None
     return event
 
 
@@ -181,7 +186,7 @@ def _put(event: NodeEvent, place: str, text: str) -> NodeEvent:
         messages = _with(event.messages, int(index), field, rest, text)
         return msgspec.structs.replace(event, messages=messages)
     if group != "step" or event.step is None:
-        raise StoreError(f"a payload refers to {place!r}, which its event does not have")
+        raise LookupError(place)
     messages = _with(event.step.messages, int(index), field, rest, text)
     return msgspec.structs.replace(
         event, step=msgspec.structs.replace(event.step, messages=messages)
@@ -192,6 +197,8 @@ def _with(
     messages: tuple[Message, ...], index: int, field: str, rest: list[str], text: str
 ) -> tuple[Message, ...]:
     message = messages[index]
+    if field not in ("content", "reasoning", "arguments"):
+        raise LookupError(field)
     changes: dict[str, Any] = {field: text}
     if field == "arguments":
         calls = list(message.tool_calls)

@@ -157,6 +157,7 @@ class Store:
             )
             return False
         _require_storable(result)
+        self._recording.add(result.rollout_id)
         await uninterrupted(self._record(result))
         return True
 
@@ -199,7 +200,6 @@ class Store:
                 self._lock = -1
 
     async def _record(self, result: RolloutResult) -> None:
-        self._recording.add(result.rollout_id)
         try:
             await self._event_log.commit()
             await self._result_log.append_durable(result)
