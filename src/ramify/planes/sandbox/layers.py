@@ -1,0 +1,369 @@
+"""A store of images made of overlay layers.
+
+An image is a stack of layers, a layer a directory that never changes once it is in the store.
+Freezing a running file system renames its upper directory into the store, so its cost does not
+depend on the size of the state; the digest of what changed is computed then too, and that reads
+the changed files once (about a second per GiB, from the page cache).
+
+Every method blocks (call it in a thread) and may be called from any thread. Several engines can
+share a store: each open `LayerStore` is one engine, whose scratch directories another one removes
+once it is dead.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import platform
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ramify.contracts.errors import ConfigError, StoreError
+from ramify.contracts.sandbox import SandboxImage
+from ramify.planes.sandbox.layer_claim import Claim, chain_digest, trash_in
+from ramify.planes.sandbox.layer_copy import copy_over
+from ramify.planes.sandbox.layer_index import (
+    ImageRecord,
+    LayerRecord,
+    add_ref,
+    boot_id,
+    drop_ref,
+    exclusive,
+    full_name,
+    new_id,
+    read_image,
+    read_layer,
+    read_tags,
+    write_json,
+)
+from ramify.planes.sandbox.layer_sweep import hold_lock, sweep_store
+from ramify.planes.sandbox.oci import ImageConfig, ImageManifest, decompressed, read_manifest
+from ramify.planes.sandbox.packing import digest_layer
+
+MAX_DEPTH = 64
+"""Freezing an image of this many layers flattens it first. The kernel's limit is 500."""
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Directories for one overlay mount, owned by a live engine until frozen or dropped.
+
+    `home` is the engine's directory, `top` the uppermost layer of `image` (None: it has none
+    in the store).
+    """
+
+    id: str
+    home: Path
+    image: SandboxImage | None
+    top: str | None
+
+    @property
+    def path(self) -> Path:
+        """The directory that holds both, on the file system of the layers."""
+        return self.home / self.id
+
+    @property
+    def upper(self) -> Path:
+        """What the mount changes."""
+        return self.path / "upper"
+
+    @property
+    def work(self) -> Path:
+        """Overlay's own."""
+        return self.path / "work"
+
+
+class LayerStore:
+    """The layers and images below `root`, which is made if need be.
+
+    The file system must not itself be an overlay. Close it with `close`.
+
+    Raises: StoreError (the directory cannot be used).
+    """
+
+    def __init__(self, root: Path, *, max_depth: int = MAX_DEPTH) -> None:
+        self.root = root.absolute()
+        self._max_depth = max_depth
+        self._engine = new_id()
+        self._home = self.root / "engines" / self._engine
+        try:
+            # Layers hold set-id files that were never meant for this machine's users.
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in ("layers", "images", "engines"):
+                (self.root / name).mkdir(exist_ok=True)
+            with exclusive(self.root):  # a sweep must not see the directory before its lock
+                self._home.mkdir()
+                self._lock_fd = hold_lock(self._home / "lock")
+        except OSError as error:
+            raise StoreError(f"the layer store {root} cannot be used: {error}") from error
+
+    def close(self) -> None:
+        """Remove this engine's scratch directories and untagged frozen images. Idempotent."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+            sweep_store(self.root)
+
+    def sweep(self) -> int:
+        """Remove what dead engines left behind; returns how many things that were.
+
+        These are scratch directories, half-made layers, frozen images that no tag names, images
+        that an unclean shutdown of the machine may have spoilt, and layers nobody needs.
+        """
+        return sweep_store(self.root)
+
+    @property
+    def layers_dir(self) -> Path:
+        """The directory that `lowers` are relative to."""
+        return self.root / "layers"
+
+    # Importing
+
+    def import_tar(self, file: Path, *, name: str | None = None) -> SandboxImage:
+        """Import a root file system (`docker export`, debootstrap) or an image (`docker save`,
+        OCI layout), from a tar file that may be compressed with gzip, bzip2 or xz.
+
+        The image gets the tag `name`, and those that the archive gives it. Importing the same
+        content again finds what is there.
+
+        Raises: ConfigError (malformed, or not exactly one image), UnsupportedError (zstd).
+        """
+        with open(file, "rb") as raw, self._claim() as claim:
+            plain = decompressed(raw, file.name)
+            try:
+                with tarfile.open(fileobj=plain, mode="r:") as archive:
+                    manifest = read_manifest(archive, file, _architecture())
+                    if manifest is None:
+                        plain.seek(0)
+                        claim.unpack(plain, whiteouts=False)
+                        manifest = ImageManifest((), ImageConfig())
+                    for member in manifest.layers:
+                        layer = archive.extractfile(member)
+                        if layer is None:
+                            raise ConfigError(f"the layer {member} is not a file", str(file))
+                        claim.unpack(decompressed(layer, member), whiteouts=True)
+            except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+                raise ConfigError(f"not a tar archive: {error}", str(file)) from None
+            names = manifest.tags + ((name,) if name else ())
+            return self._register(claim, manifest.config, names)
+
+    def import_tree(self, directory: Path, *, name: str | None = None) -> SandboxImage:
+        """Import a root file system from a directory (copied; by reflink where possible)."""
+        with self._claim() as claim:
+            claim.fill(lambda diff: copy_over(directory, diff))
+            return self._register(claim, ImageConfig(), (name,) if name else ())
+
+    def _claim(self, below: tuple[str, ...] = (), digest: str = "") -> Claim:
+        return Claim(self.root, self._home, self._engine, below, digest)
+
+    def _register(self, claim: Claim, config: ImageConfig, names: tuple[str, ...]) -> SandboxImage:
+        digest = chain_digest(claim.digest, msgspec.json.encode(config, order="sorted"))
+        record = ImageRecord(
+            id=digest[:16],
+            layers=tuple(reversed(claim.layers)),
+            digest=digest,
+            size_bytes=claim.size_bytes,
+            env=config.env,
+            user=config.user,
+            workdir=config.workdir,
+            entrypoint=config.entrypoint,
+            command=config.command,
+            base_depth=len(claim.layers),
+        )
+        if not record.layers:
+            raise ConfigError("the image has no layers")
+        wanted = [full_name(name) for name in names]
+        with exclusive(self.root):
+            add_ref(self.root, record.layers[0], f"i-{record.id}")
+            write_json(self.root / "images" / f"{record.id}.json", record, sync=True)
+            tags = read_tags(self.root) | dict.fromkeys(wanted, record.id)
+            write_json(self.root / "tags.json", tags, sync=True)
+        return record.as_image()
+
+    # Names
+
+    def tag(self, name: str, image_id: str) -> None:
+        """Let `name` (`debian:bookworm`; tag `latest` if none) mean an image from now on.
+
+        A tagged image outlives its engine. Raises: ConfigError (bad name), StoreError.
+        """
+        wanted = full_name(name)
+        with exclusive(self.root):
+            if read_image(self.root, image_id) is None:
+                raise StoreError(f"no image {image_id!r} in {self.root}")
+            tags = read_tags(self.root) | {wanted: image_id}
+            write_json(self.root / "tags.json", tags, sync=True)
+
+    def resolve(self, name: str) -> SandboxImage | None:
+        """The image that a name means; None if there is none. Raises: ConfigError (bad name)."""
+        image_id = read_tags(self.root).get(full_name(name))
+        record = read_image(self.root, image_id) if image_id else None
+        return record.as_image() if record else None
+
+    # Running
+
+    def lowers(self, image: SandboxImage) -> tuple[str, ...]:
+        """The directories of an image's layers below `layers_dir`, top first.
+
+        Empty for a pristine image that is not of this store (the host's root); it also lies below
+        the layers of images frozen from it (see `base`). Raises: StoreError (it is gone).
+        """
+        record = self._record(image)
+        return tuple(f"{layer}/diff" for layer in record.layers) if record else ()
+
+    def base(self, image: SandboxImage) -> str | None:
+        """Id of the image outside the store that lies below `lowers`, if one does."""
+        record = self._record(image)
+        return record.base if record else image.id
+
+    def _record(self, image: SandboxImage) -> ImageRecord | None:
+        record = read_image(self.root, image.id)
+        if record is None and not image.pristine:
+            raise StoreError(f"the image {image.id} is gone from {self.root}: it was discarded")
+        return record
+
+    def new_scratch(self, image: SandboxImage | None = None) -> Scratch:
+        """Empty `upper` and `work` directories on top of `image`, which is kept meanwhile.
+
+        Raises: StoreError (the image is gone).
+        """
+        with exclusive(self.root):
+            record = self._record(image) if image else None
+            top = record.layers[0] if record else None
+            scratch = Scratch(new_id(), self._home, image, top)
+            scratch.path.mkdir()
+            scratch.upper.mkdir()
+            scratch.upper.chmod(0o755)
+            scratch.work.mkdir()
+            if top:
+                add_ref(self.root, top, self._holder(scratch))
+        return scratch
+
+    def drop(self, scratch: Scratch) -> None:
+        """Remove a scratch directory that nothing is mounted on any more. Idempotent."""
+        with trash_in(self._home) as trash, exclusive(self.root):
+            if scratch.path.exists():
+                os.rename(scratch.path, trash / scratch.id)
+            if scratch.top:
+                drop_ref(self.root, scratch.top, self._holder(scratch), trash)
+
+    def _holder(self, scratch: Scratch) -> str:
+        return f"s-{self._engine}-{scratch.id}"
+
+    # Freezing
+
+    def freeze(self, scratch: Scratch) -> SandboxImage:
+        """Make `upper` the top layer of a new image on top of the scratch's image.
+
+        Nothing may be mounted on it or write to it any more; the scratch is spent. The image is
+        this engine's until discarded (see `sweep`), and does not survive a crash of the machine.
+        Costs a rename, a read of the changed files for the digest, and beyond `max_depth` layers
+        a copy of all but the pristine ones.
+
+        Raises: StoreError (the parent is gone), SandboxError (layers that cannot be merged).
+        """
+        parent = self._record(scratch.image) if scratch.image else None
+        if parent and len(parent.layers) - parent.base_depth >= self._max_depth:
+            with self._flattened(parent) as claim:
+                return self._freeze(scratch, parent, tuple(reversed(claim.layers)))
+        return self._freeze(scratch, parent, parent.layers if parent else ())
+
+    def _freeze(
+        self, scratch: Scratch, parent: ImageRecord | None, below: tuple[str, ...]
+    ) -> SandboxImage:
+        image = scratch.image
+        own, size = digest_layer(scratch.upper)
+        digest = chain_digest(image.digest if image else "", own)
+        layer, image_id = new_id(), new_id()
+        record = ImageRecord(
+            id=image_id,
+            layers=(layer, *below),
+            digest=digest,
+            size_bytes=size,
+            parent=image.id if image else None,
+            pristine=False,
+            env=image.env if image else {},
+            user=image.user if image else None,
+            workdir=image.workdir if image else None,
+            entrypoint=parent.entrypoint if parent else (),
+            command=parent.command if parent else (),
+            base=parent.base if parent else image.id if image else None,
+            base_depth=parent.base_depth if parent else 0,
+            engine=self._engine,
+            boot=boot_id(),
+        )
+        with trash_in(self._home) as trash:
+            os.rename(scratch.work, trash / "work")
+            refs = scratch.path / "refs"
+            refs.mkdir()
+            (refs / f"i-{image_id}").touch()
+            meta = LayerRecord(below[0] if below else None, digest, size)
+            write_json(scratch.path / "meta.json", meta, sync=False)
+            os.rename(scratch.upper, scratch.path / "diff")
+            with exclusive(self.root):
+                if below:
+                    add_ref(self.root, below[0], f"l-{layer}")
+                os.rename(scratch.path, self.layers_dir / layer)
+                write_json(self.root / "images" / f"{image_id}.json", record, sync=False)
+                if scratch.top:
+                    drop_ref(self.root, scratch.top, self._holder(scratch), trash)
+        return record.as_image()
+
+    def flatten(self, image: SandboxImage) -> SandboxImage:
+        """An equal image whose layers above the pristine ones are merged into one (copied).
+
+        Raises: StoreError (it is gone), SandboxError (layers that cannot be merged).
+        """
+        record = self._record(image)
+        if record is None or len(record.layers) - record.base_depth <= 1:
+            return image
+        with self._flattened(record) as claim:
+            flat = msgspec.structs.replace(
+                record,
+                id=new_id(),
+                layers=tuple(reversed(claim.layers)),
+                size_bytes=claim.size_bytes,
+                engine=self._engine,
+                boot=boot_id(),
+            )
+            with exclusive(self.root):
+                add_ref(self.root, flat.layers[0], f"i-{flat.id}")
+                write_json(self.root / "images" / f"{flat.id}.json", flat, sync=False)
+        return flat.as_image()
+
+    def _flattened(self, record: ImageRecord) -> Claim:
+        cut = len(record.layers) - record.base_depth
+        own, below = record.layers[:cut], record.layers[cut:]
+        base = read_layer(self.root, below[0]) if below else None
+        claim = self._claim(tuple(reversed(below)), base.digest if base else "")
+
+        def merge(diff: Path) -> None:
+            for layer in reversed(own):
+                copy_over(self.layers_dir / layer / "diff", diff)
+
+        claim.fill(merge, record.digest)
+        return claim
+
+    # Discarding
+
+    def discard(self, image: SandboxImage) -> None:
+        """Free a frozen image; its layers go when no image or scratch needs them. Idempotent.
+
+        Pristine images stay.
+        """
+        with trash_in(self._home) as trash, exclusive(self.root):
+            record = read_image(self.root, image.id)
+            if record is None or record.pristine:
+                return
+            (self.root / "images" / f"{record.id}.json").unlink()
+            drop_ref(self.root, record.layers[0], f"i-{record.id}", trash)
+
+
+def _architecture() -> str:
+    return _ARCHITECTURES.get(platform.machine(), platform.machine())
