@@ -27,7 +27,9 @@ _COLOURS = {
 
 def console(*, stderr: bool = False) -> Console:
     """A console for people. Text from sandboxes is printed without markup."""
-    return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=False)
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else 160
+    return Console(stderr=stderr, markup=False, highlight=False, width=width)
 
 
 def is_terminal() -> bool:

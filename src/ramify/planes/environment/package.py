@@ -29,7 +29,9 @@ async def provision_package(sandbox: Sandbox, ctx: Context) -> None:
     workdir = ctx.workdir
     logs = " ".join(f'"$RAMIFY_ROOT/logs/{name}"' for name in LOG_DIRS)
     made = await sandbox.exec(
-        f'mkdir -p {logs} "$RAMIFY_ROOT"{shlex.quote(workdir)} && chmod 777 {logs}', user="root"
+        f'mkdir -p {logs} "$RAMIFY_ROOT"{shlex.quote(workdir)} && chmod 777 {logs}',
+        user="root",
+        cwd="/",
     )
     if not made.ok:
         raise EnvironmentFailed(f"cannot make the task's directories: {_tail(made.stderr)}")
