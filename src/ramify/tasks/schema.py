@@ -170,8 +170,10 @@ def parse_task_toml(path: Path) -> TaskToml:
             value out of range.
         UnsupportedError: a field that is understood but not served yet.
     """
+    text = ""
     try:
-        raw = tomllib.loads(path.read_bytes().decode())
+        text = path.read_bytes().decode()
+        raw = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError("is missing; every task directory has one", file=str(path)) from None
     except OSError as error:
@@ -179,11 +181,14 @@ def parse_task_toml(path: Path) -> TaskToml:
     except UnicodeDecodeError as error:
         raise ConfigError(f"is not UTF-8 (byte {error.start})", file=str(path)) from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"is not valid TOML: {error}", file=str(path)) from None
-    return _check_task_toml(raw, str(path))
+        last = f"at line {text.count(chr(10)) + 1}, the end of the file"
+        message = str(error).replace("at end of document", last)
+        raise ConfigError(f"is not valid TOML: {message}", file=str(path)) from None
+    return check_task_toml(raw, str(path))
 
 
-def _check_task_toml(raw: Mapping[str, Any], file: str) -> TaskToml:
+def check_task_toml(raw: Mapping[str, Any], file: str) -> TaskToml:
+    """Check an already decoded `task.toml`; `file` is named in errors, which are the same."""
     table = _with_schema_version(dict(raw), file)
     table = _without_unsupported(table, file)
     _refuse_unknown(TaskToml, table, "", file)

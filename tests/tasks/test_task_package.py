@@ -1,0 +1,407 @@
+"""Reading a task directory: what is honoured, what is refused and how it is said."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ramify.contracts.errors import ConfigError, UnsupportedError, UsageError
+from ramify.contracts.sandbox import BuildSpec, NetworkMode, NetworkPolicy
+from ramify.contracts.task import IsolationLevel, Task, TaskPackage
+from ramify.tasks.dockerfile import workdir_of_dockerfile
+from ramify.tasks.package import read_task
+from ramify.tasks.schema import check_task_toml
+
+FULL = """
+schema_version = "1.4"
+source = "here"
+artifacts = ["/logs/artifacts", { source = "out", service = "main" }]
+
+[task]
+name = "org/name"
+version = "2"
+description = "About it"
+authors = [{ name = "A", email = "a@example.com" }]
+keywords = ["k"]
+
+[metadata]
+difficulty = "hard"
+made = 2026-01-02
+
+[verifier]
+timeout_sec = 12
+env = { KEY = "${KEY:-none}", PLAIN = "a ${KEY} b" }
+user = 65534
+network_mode = "no-network"
+
+[agent]
+timeout_sec = 34.5
+user = "worker"
+network_mode = "allowlist"
+allowed_hosts = ["Example.com", "*.example.org", "host:8080"]
+
+[environment]
+build_timeout_sec = 90
+cpus = 2
+memory_mb = 512
+storage_mb = 1024
+os = "Linux"
+gpus = 0
+gpu_types = []
+mcp_servers = []
+env = { TOKEN = "${TOKEN}" }
+workdir = "/srv/work/"
+
+[environment.healthcheck]
+command = "true"
+retries = 5
+
+[solution]
+env = { S = "1" }
+
+[ramify]
+image_free = true
+files = "environment/files"
+setup = "environment/setup.sh"
+outputs = ["answer.txt", "/var/out"]
+needs = ["python3", "sqlite3"]
+reward_range = [-1, 2]
+isolation = "workdir"
+"""
+
+
+class Directory:
+    """A task directory to break in one place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        for relative, text in {
+            "task.toml": 'version = "1.0"\n',
+            "instruction.md": "Do it.\n",
+            "environment/Dockerfile": "FROM debian\n",
+            "environment/files/a.txt": "a\n",
+            "environment/setup.sh": "true\n",
+            "tests/test.sh": "true\n",
+            "solution/solve.sh": "true\n",
+        }.items():
+            self.write(relative, text)
+
+    def write(self, relative: str, text: str) -> None:
+        (self.path / relative).parent.mkdir(parents=True, exist_ok=True)
+        (self.path / relative).write_text(text)
+
+    def toml(self, text: str) -> Directory:
+        self.write("task.toml", text)
+        return self
+
+    def read(self, **environ: str) -> Task:
+        return read_task(self.path, "set:item", environ)
+
+    def package(self, **environ: str) -> TaskPackage:
+        package = self.read(**environ).package
+        assert package is not None
+        return package
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Directory:
+    return Directory(tmp_path / "item")
+
+
+def test_every_supported_field_is_honoured(directory: Directory) -> None:
+    task = directory.toml(FULL).read(TOKEN="t", KEY="k")
+    assert task.instruction == "Do it.\n"
+    assert task.metadata["difficulty"] == "hard"
+    assert task.metadata["made"] == "2026-01-02"
+    assert task.metadata["package_info"] == {
+        "name": "org/name",
+        "version": "2",
+        "description": "About it",
+        "authors": [{"name": "A", "email": "a@example.com"}],
+        "keywords": ["k"],
+        "source": "here",
+    }
+    package = task.package
+    assert package is not None
+    hosts = ("example.com", "*.example.org", "host:8080")
+    assert package.sandbox.network == NetworkPolicy(NetworkMode.ALLOWLIST, hosts)
+    assert package.sandbox.build == BuildSpec(
+        context=str(directory.path / "environment"), timeout_sec=90
+    )
+    assert (package.sandbox.image, package.sandbox.host_root) == (None, False)
+    assert package.host_root_ok
+    assert package.workdir == "/srv/work"
+    assert package.sandbox.env == {"TOKEN": "t"}
+    limits = package.sandbox.limits
+    assert (limits.cpus, limits.memory_mb, limits.disk_mb) == (2, 512, 1024)
+    assert package.verifier.env == {"KEY": "k", "PLAIN": "a ${KEY} b"}
+    assert (package.verifier.user, package.verifier.timeout_sec) == ("65534", 12)
+    assert package.verifier.network == NetworkPolicy()
+    assert package.verifier.reward_range == (-1, 2)
+    assert package.verifier.isolation is IsolationLevel.WORKDIR
+    assert (package.agent_user, package.agent_timeout_sec) == ("worker", 34.5)
+    assert package.solution is not None
+    assert package.solution.env == {"S": "1"}
+    assert package.healthcheck is not None
+    assert (package.healthcheck.retries, package.healthcheck.timeout_sec) == (5, 30)
+    assert (package.files, package.setup) == ("environment/files", "environment/setup.sh")
+    assert package.outputs == ("answer.txt", "/var/out")
+    assert package.artifacts == ("/logs/artifacts", "out")
+    assert package.needs == ("python3", "sqlite3")
+
+
+def test_defaults_are_those_of_the_format(directory: Directory) -> None:
+    package = directory.toml("").package()
+    assert package.sandbox.network == NetworkPolicy(NetworkMode.OPEN)
+    assert package.verifier.network == NetworkPolicy(NetworkMode.OPEN)
+    assert (package.agent_timeout_sec, package.verifier.timeout_sec) == (600, 600)
+    assert package.sandbox.build is not None
+    assert package.sandbox.build.timeout_sec == 600
+    assert package.sandbox.workdir is None
+    assert not package.host_root_ok
+    assert package.outputs == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "agent", "verifier"),
+    [
+        ("[environment]\nallow_internet = false", NetworkMode.NONE, NetworkMode.NONE),
+        ("[environment]\nallow_internet = true", NetworkMode.OPEN, NetworkMode.OPEN),
+        (
+            '[environment]\nallow_internet = true\nnetwork_mode = "no-network"',
+            NetworkMode.NONE,
+            NetworkMode.NONE,
+        ),
+        ('[agent]\nnetwork_mode = "no-network"', NetworkMode.NONE, NetworkMode.OPEN),
+        ("[ramify]", NetworkMode.OPEN, NetworkMode.NONE),
+        ('[ramify]\n[verifier]\nnetwork_mode = "public"', NetworkMode.OPEN, NetworkMode.OPEN),
+    ],
+)
+def test_network(
+    directory: Directory, text: str, agent: NetworkMode, verifier: NetworkMode
+) -> None:
+    package = directory.toml(text).package()
+    assert package.verifier.network is not None
+    assert (package.sandbox.network.mode, package.verifier.network.mode) == (agent, verifier)
+
+
+def test_legacy_sizes(directory: Directory) -> None:
+    package = directory.toml('[environment]\nmemory = "4G"\nstorage = "512M"').package()
+    assert (package.sandbox.limits.memory_mb, package.sandbox.limits.disk_mb) == (4096, 512)
+    with pytest.raises(ConfigError, match=r"environment.memory: differs from memory_mb = 5"):
+        directory.toml('[environment]\nmemory = "4G"\nmemory_mb = 5').read()
+    with pytest.raises(ConfigError, match="is not a size"):
+        directory.toml('[environment]\nmemory = "lots"').read()
+
+
+def test_image_and_image_free(directory: Directory) -> None:
+    both = '[environment]\ndocker_image = "debian"\n[ramify]\nimage_free = true'
+    package = directory.toml(both).package()
+    assert (package.sandbox.image, package.sandbox.build) == ("debian", None)
+    assert (package.sandbox.host_root, package.host_root_ok) == (False, True)
+    (directory.path / "environment" / "Dockerfile").unlink()
+    package = directory.toml("[ramify]\nimage_free = true").package()
+    assert (package.sandbox.image, package.sandbox.build) == (None, None)
+    assert (package.sandbox.host_root, package.host_root_ok) == (True, True)
+    assert package.sandbox.workdir == "/app"
+
+
+UNSUPPORTED = [
+    ('[[steps]]\nname = "a"', "steps"),
+    ('multi_step_reward_strategy = "mean"', "multi_step_reward_strategy"),
+    ('[verifier]\nenvironment_mode = "separate"', "verifier.environment_mode"),
+    ("[verifier.environment]\ncpus = 1", "verifier.environment"),
+    ('[[verifier.collect]]\ncommand = "x"', "verifier.collect"),
+    ('[environment]\nos = "windows"', "environment.os"),
+    ("[environment]\ngpus = 1", "environment.gpus"),
+    ('[environment]\ngpu_types = ["H100"]', "environment.gpu_types"),
+    ('[environment.tpu]\ntype = "v4"', "environment.tpu"),
+    ('[[environment.mcp_servers]]\nname = "m"', "environment.mcp_servers"),
+    ('[environment]\nskills_dir = "/skills"', "environment.skills_dir"),
+    ('artifacts = [{ source = "a", service = "db" }]', "artifacts"),
+    ('artifacts = [{ source = "a", destination = "b" }]', "artifacts"),
+    ('schema_version = "2.0"', "schema_version"),
+    (
+        '[agent]\nnetwork_mode = "allowlist"\nallowed_hosts = ["10.0.0.0/8"]',
+        "agent.allowed_hosts",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "field"), UNSUPPORTED)
+def test_what_is_not_served_yet_is_refused_by_name(
+    directory: Directory, text: str, field: str
+) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        directory.toml(text).read()
+    assert str(caught.value).startswith(f"{directory.path}/task.toml: {field}: ")
+
+
+@pytest.mark.parametrize(
+    "relative",
+    ["environment/docker-compose.yaml", "environment/compose.yml", "trajectory.json", "steps/a/x"],
+)
+def test_files_that_are_not_served_yet_are_refused_by_name(
+    directory: Directory, relative: str
+) -> None:
+    directory.write(relative, "x")
+    with pytest.raises(UnsupportedError, match=relative.split("/a/")[0]):
+        directory.read()
+
+
+@pytest.mark.parametrize(("name", "format_"), [("task.yaml", "legacy"), ("task.md", "task.md")])
+def test_other_formats_are_refused_by_name(tmp_path: Path, name: str, format_: str) -> None:
+    (tmp_path / name).write_text("x")
+    with pytest.raises(UnsupportedError, match=f"{name}: .*{format_}.* not supported yet"):
+        read_task(tmp_path, "set:item")
+
+
+def test_empty_values_of_fields_not_served_yet_do_not_matter(directory: Directory) -> None:
+    directory.toml(
+        "steps = []\n[verifier]\ncollect = []\nenvironment_mode = 'shared'\n"
+        "[environment]\ngpus = 0\ngpu_types = []\nmcp_servers = []\nskills_dir = ''\nos = 'linux'\n"
+    ).read()
+
+
+WRONG = [
+    ("[agent]\ntimeout_secs = 3", "agent.timeout_secs: unknown key; did you mean `timeout_sec`?"),
+    ("[agnet]", "agnet: unknown key; did you mean `agent`?"),
+    ("[environment]\ngpu = 3", "environment.gpu: unknown key; did you mean `gpus`?"),
+    ("[ramify]\noutput = []", "ramify.output: unknown key; did you mean `outputs`?"),
+    (
+        "[environment.healthcheck]\ncommand = 'x'\nretry = 1",
+        "environment.healthcheck.retry: unknown key; did you mean `retries`?",
+    ),
+    ("[task]\nauthors = [{ mail = 'x' }]", "task.authors.mail: unknown key"),
+    ("[environment.healthcheck]\nretries = 2", "environment.healthcheck.command: is required"),
+    ("[agent]\ntimeout_sec = 'x'", "agent.timeout_sec: expected `float`, got `str`"),
+    ("[agent]\ntimeout_sec = -1", "agent.timeout_sec: expected `float` > 0.0"),
+    ("[agent]\ntimeout_sec = inf", "agent.timeout_sec: expected `float` <= "),
+    ("[agent]\nuser = -1", "agent.user: expected `int` >= 0"),
+    ("[environment]\nmemory_mb = -5", "environment.memory_mb: expected `int` >= 1"),
+    ("agent = 3", "agent: expected `object`, got `int`"),
+    ("a = 1\nb = [", "is not valid TOML: .*line 2"),
+    ("schema_version = 1.4", "schema_version: expected a string"),
+    ('version = "1.0"\nschema_version = "1.1"', "version: differs from `schema_version`"),
+    ("[metadata]\nmodel = 'x'", "metadata: model: reserved"),
+    ("[metadata]\npackage_info = 1\n[task]\nname = 'a'", "metadata.package_info: "),
+    ("[agent]\nnetwork_mode = 'none'", "agent.network_mode: invalid enum value 'none'"),
+    ("[agent]\nallowed_hosts = ['a.b']", "agent.allowed_hosts: only has a meaning with"),
+    (
+        "[agent]\nnetwork_mode = 'allowlist'\nallowed_hosts = ['http://a']",
+        "agent.allowed_hosts: 'http://a' is not a host",
+    ),
+    ("[environment]\nworkdir = 'x'", "environment.workdir: must be an absolute path"),
+    ("[environment]\nworkdir = '/a/../b'", "environment.workdir: must be an absolute path"),
+    ("[environment.env]\nA = '${NOT_SET}'", "environment.env.A: NOT_SET is not set on this host"),
+    ("[verifier.env]\n'A=B' = 'x'", "verifier.env: 'A=B' cannot be an environment variable"),
+    ("[ramify]\nfiles = '../x'", "ramify.files: '../x' must be a path below the task"),
+    ("[ramify]\nfiles = '/etc'", "ramify.files: '/etc' must be a path below the task"),
+    ("[ramify]\nfiles = 'nowhere'", "ramify.files: no directory 'nowhere' in the task"),
+    ("[ramify]\nsetup = 'environment'", "ramify.setup: no file 'environment' in the task"),
+    ("[ramify]\noutputs = ['a/../../b']", "ramify.outputs: 'a/../../b' must name something"),
+    ("[ramify]\noutputs = ['.']", "ramify.outputs: '.' must name something"),
+    ("[ramify]\noutputs = ['a', './a']", "ramify.outputs: './a' is named twice"),
+    ("[ramify]\nneeds = ['rm -rf']", "ramify.needs: 'rm -rf' is not the name of a program"),
+    ("[ramify]\nreward_range = [1, 0]", "ramify.reward_range: must be"),
+    ("[ramify]\nreward_range = [0, nan]", "ramify.reward_range: must be"),
+    ("[ramify]\nisolation = 'none'", "ramify.isolation: invalid enum value 'none'"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG)
+def test_what_is_wrong_gets_one_line_with_file_and_field(
+    directory: Directory, text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        directory.toml(text).read()
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{directory.path}/task.toml: ")
+    pytest.raises(ConfigError, directory.read).match(
+        message.replace("?", r"\?").replace("[", r"\[").replace("$", r"\$")
+    )
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("task.toml", "task.toml: is missing"),
+        ("instruction.md", "instruction.md: is missing"),
+        ("tests/test.sh", "tests/test.sh: is missing"),
+        ("solution/solve.sh", "solution/solve.sh: is missing"),
+        ("environment/Dockerfile", "the task needs environment/Dockerfile, "),
+    ],
+)
+def test_what_is_missing_gets_one_line(directory: Directory, missing: str, message: str) -> None:
+    (directory.path / missing).unlink()
+    with pytest.raises(ConfigError, match=message) as caught:
+        directory.read()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_or_binary_instruction_is_refused(directory: Directory) -> None:
+    directory.write("instruction.md", " \n")
+    with pytest.raises(ConfigError, match=r"instruction.md: is empty"):
+        directory.read()
+    (directory.path / "instruction.md").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"instruction.md: is not UTF-8"):
+        directory.read()
+
+
+def test_a_task_without_a_solution_is_fine(directory: Directory) -> None:
+    (directory.path / "solution" / "solve.sh").unlink()
+    (directory.path / "solution").rmdir()
+    assert directory.package().solution is None
+
+
+def test_a_task_survives_a_trip_through_json(directory: Directory) -> None:
+    task = directory.toml(FULL).read(TOKEN="t")
+    assert msgspec.json.decode(msgspec.json.encode(task), type=Task) == task
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["steps", "agent", "env", "timeout_sec", "ramify", "x", "source"]),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_no_value_ends_in_anything_but_a_usage_error(value: Any) -> None:
+    for key in ("agent", "environment", "artifacts", "task", "verifier", "metadata"):
+        given = {"authors": value} if key == "task" else value
+        with contextlib.suppress(UsageError):
+            assert check_task_toml({key: given}, "f") is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "workdir"),
+    [
+        ("FROM a", None),
+        ("FROM a\nWORKDIR /x", "/x"),
+        ("FROM a\nworkdir /x/\nWORKDIR y\n", "/x/y"),
+        ("FROM a\nWORKDIR y\n", None),
+        ("FROM a\nWORKDIR $HOME\n", None),
+        ("FROM a AS one\nWORKDIR /one\nFROM b\nRUN x", None),
+        ("FROM --platform=linux/amd64 a AS One\nWORKDIR /one\nFROM one\nRUN x", "/one"),
+        ("FROM a\nRUN x && \\\n# c\n  WORKDIR /not\nWORKDIR \\\n  /x", "/x"),
+        ("FROM a\nRUN <<EOF\nWORKDIR /not\nEOF\n", None),
+        ('FROM a\nWORKDIR "/x y"\n', "/x y"),
+    ],
+)
+def test_workdir_of_a_dockerfile(directory: Directory, text: str, workdir: str | None) -> None:
+    assert workdir_of_dockerfile(text) == workdir
+    directory.write("environment/Dockerfile", text)
+    assert directory.package().sandbox.workdir == workdir
