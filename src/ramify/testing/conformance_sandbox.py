@@ -37,9 +37,11 @@ _PARTS = {
     "life": LIFE_CHECKS,
 }
 
-SANDBOX_CHECKS: tuple[Check[SandboxBench], ...] = tuple(
+SandboxCheck = Check[SandboxBench]
+
+SANDBOX_CHECKS: tuple[SandboxCheck, ...] = tuple(
     check.renamed(f"{part}.{check.name}") for part, checks in _PARTS.items() for check in checks
 )
 """Every check of the contracts Sandbox, Process, Freezable and SandboxProvider."""
 
-__all__ = ["SANDBOX_CHECKS", "SandboxBench"]
+__all__ = ["SANDBOX_CHECKS", "SandboxBench", "SandboxCheck"]

@@ -110,7 +110,7 @@ async def _frozen_content(bench: SandboxBench) -> None:
     """freeze turns the file system into an image: changes, removals, modes and links included."""
     script = (
         "mkdir -p /srv/conf/d && cd /srv/conf && echo kept > f && chmod 751 f && ln -s f link && "
-        "ln f hard && echo gone > gone && rm gone && rm -f /etc/hostname /etc/issue && "
+        "ln f hard && echo gone > gone && rm gone && rm -f /etc/issue && "
         "mkdir /tmp/was && rmdir /tmp/was && echo x > /tmp/was && rm -rf /etc/skel"
     )
     look = (

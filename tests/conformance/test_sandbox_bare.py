@@ -1,0 +1,32 @@
+"""The sandbox suite against bare processes, which do not isolate and say so."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from ramify.contracts.sandbox import SandboxSpec
+from ramify.planes.sandbox.local import BareProvider
+from ramify.testing.conformance_sandbox import SANDBOX_CHECKS, SandboxBench, SandboxCheck
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SPEC = SandboxSpec(host_root=True)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def provider() -> AsyncIterator[BareProvider]:
+    provider = BareProvider()
+    try:
+        await provider.prepare(SPEC)
+        yield provider
+    finally:
+        await provider.aclose()
+
+
+@pytest.mark.parametrize("check", SANDBOX_CHECKS, ids=lambda check: check.name)
+async def test_bare(check: SandboxCheck, provider: BareProvider, tmp_path: Path) -> None:
+    await check.run(SandboxBench(provider, SPEC, tmp_path, fresh=BareProvider))
