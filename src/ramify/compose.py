@@ -164,18 +164,25 @@ def remember_level(digest: str, level: IsolationLevel) -> None:
     LevelStore(home()).put(digest, level)
 
 
-def sandbox_spec(task: Task, provider: str, can: Capabilities) -> SandboxSpec:
+def sandbox_spec(
+    task: Task, provider: str, can: Capabilities, default_image: str | None = None
+) -> SandboxSpec:
     """What a task's sandbox is made from on a provider with these capabilities.
 
     A task that may run on the host's root does so where the provider offers it; else its image
-    or Dockerfile is used.
+    or Dockerfile is used. A task without a directory runs on `default_image`, or on the host's
+    root where there is none.
 
     Raises:
         UnsupportedError: the provider offers neither, or lacks what the task demands.
     """
     package = task.package
     if package is None:
-        return SandboxSpec(host_root=can.host_root, workdir="/app")
+        if default_image is None and not can.host_root:
+            raise UnsupportedError(
+                f"{task.task_id} names no image and `{provider}` needs one; give one with --image"
+            )
+        return SandboxSpec(image=default_image, host_root=default_image is None, workdir="/app")
     spec = package.sandbox
     if can.host_root and package.host_root_ok:
         return msgspec.structs.replace(spec, host_root=True, image=None, build=None)

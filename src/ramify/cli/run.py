@@ -37,6 +37,7 @@ _SECOND_INTERRUPT_SEC = 1.5
 @click.option("-n", "--repeats", default=1, show_default=True, help="Rollouts per task.")
 @click.option("--isolation", type=click.Choice([level.value for level in IsolationLevel]),
               help="Verify at this level (default: what `tasks check` found).")  # fmt: skip
+@click.option("--image", metavar="NAME", help="Image for tasks that name none.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the job.")
 @click.option("--shuffle", is_flag=True, help="Start tasks in an order drawn from the seed.")
 @click.option(
@@ -55,6 +56,7 @@ def command(
     agent_option: tuple[str, ...],
     repeats: int,
     isolation: str | None,
+    image: str | None,
     seed: int,
     shuffle: bool,
     max_retries: int,
@@ -83,6 +85,7 @@ def command(
         seed=seed,
         out=out,
         max_retries=max_retries,
+        image=image,
         isolation=IsolationLevel(isolation) if isolation else None,
         agent_options=pairs(agent_option, "-A"),
         taskset_options=pairs(taskset_option, "-T"),

@@ -47,6 +47,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         out: the run directory; by default `runs/<taskset>-<agent>-<hash>`, the same for the same
             command, so that running it again finishes what is missing.
         max_retries: retries of an outcome that is never scored.
+        image: for tasks that come without a directory, and so name none.
         isolation: verify at this level; by default the one that `ramify tasks check` found, else
             `filesystem`.
         agent_options, taskset_options: constructor arguments by name, as text.
@@ -66,6 +67,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     out: Path | None = None
     max_retries: int = 2
+    image: str | None = None
     isolation: IsolationLevel | None = None
     agent_options: Mapping[str, str] = {}
     taskset_options: Mapping[str, str] = {}
@@ -139,7 +141,7 @@ async def plan_run(
     planned = {
         task.task_id: PlannedTask(
             task,
-            compose.sandbox_spec(task, provider.name, can),
+            compose.sandbox_spec(task, provider.name, can, options.image),
             _isolation(task, can, options),
         )
         for task in chosen
@@ -246,6 +248,7 @@ def _config(
         "repeats": options.repeats,
         "seed": options.seed,
         "shuffle": options.shuffle,
+        "image": options.image,
         "isolation": options.isolation,
         "rollout": msgspec.to_builtins(options.rollout),
     }
