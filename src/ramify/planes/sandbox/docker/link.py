@@ -7,6 +7,7 @@ channel that was never open ends the link, and every channel on it raises Sandbo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import deque
 from collections.abc import Callable
@@ -315,6 +316,8 @@ class Link:
         self.end("the sandbox was torn down")
         self._task.cancel()
         await asyncio.wait([self._task])
+        with contextlib.suppress(OSError):  # how the connection ended no longer matters
+            await self._writer.wait_closed()
 
     async def _receive(self) -> None:
         split, decoder = Stdcopy(), wire.Decoder()
