@@ -109,22 +109,23 @@ class _Running:
 
     async def to_end(self, stdin: bytes) -> int:
         """Run to the exit code. When cancelled, everything the program started is killed."""
-        await asyncio.to_thread(self._log.parent.mkdir, parents=True, exist_ok=True)
-        await asyncio.to_thread(self._log.write_bytes, b"")
-        self._readers = [
-            asyncio.create_task(self._drain(self._process.read)),
-            asyncio.create_task(self._drain(self._process.read_err)),
-        ]
-        feeder = asyncio.create_task(self._feed(stdin))
+        feeder: asyncio.Task[None] | None = None
         try:
+            await asyncio.to_thread(_start, self._log)
+            self._readers = [
+                asyncio.create_task(self._drain(self._process.read)),
+                asyncio.create_task(self._drain(self._process.read_err)),
+            ]
+            feeder = asyncio.create_task(self._feed(stdin))
             code = await self._process.wait()
             await asyncio.wait(self._readers, timeout=_DRAIN_SEC)
         except BaseException:
             await self.aclose()
             raise
         finally:
-            feeder.cancel()
-            await asyncio.wait({feeder})
+            if feeder is not None:
+                feeder.cancel()
+                await asyncio.wait({feeder})
         for reader in self._readers:
             if reader.done():
                 reader.result()
@@ -181,6 +182,11 @@ def _passed(names: Sequence[str]) -> dict[str, str]:
     if missing := [name for name in names if name not in os.environ]:
         raise ConfigError(f"{', '.join(missing)} is not set in the environment", field="pass_env")
     return {name: os.environ[name] for name in names}
+
+
+def _start(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"")
 
 
 def _append(log: Path, data: bytes) -> None:

@@ -8,7 +8,7 @@ import signal
 import termios
 import tty
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from ramify.contracts.errors import UsageError
 from ramify.contracts.sandbox import PtySize
@@ -48,7 +48,8 @@ class Terminal:
         finally:
             loop.remove_signal_handler(signal.SIGWINCH)
             loop.remove_reader(self._in)
-            termios.tcsetattr(self._in, termios.TCSADRAIN, before)
+            with suppress(termios.error):  # It hung up: there is nothing left to restore.
+                termios.tcsetattr(self._in, termios.TCSADRAIN, before)
 
     async def read(self) -> bytes:
         """What was typed; b"" when the terminal is gone."""
