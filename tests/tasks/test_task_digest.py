@@ -18,7 +18,7 @@ from ramify.tasks.scaffold import init_task
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    root = init_task(tmp_path, "task")
+    root = init_task(tmp_path / "task", "task")
     (root / "link").symlink_to("tests/test.sh")
     return root
 

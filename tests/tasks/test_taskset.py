@@ -17,7 +17,7 @@ from ramify.tasks.taskset import MemoryTaskset, load_taskset
 def collection(tmp_path: Path) -> Path:
     root = tmp_path / "My tasks!"
     for group, name in (("", "zeta"), ("", "alpha"), ("group", "beta"), ("group", "alpha")):
-        init_task(root / group, name)
+        init_task(root / group / name, name)
     (root / "docs").mkdir()
     (root / ".hidden").mkdir()
     (root / "README.md").write_text("x")

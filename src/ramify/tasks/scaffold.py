@@ -10,6 +10,9 @@ from ramify.contracts.errors import ConfigError
 _TASK_TOML = """\
 schema_version = "1.4"
 
+[task]
+name = "example/@NAME@"
+
 [metadata]
 difficulty = "easy"
 
@@ -72,23 +75,24 @@ _FILES = {
 
 
 def init_task(path: Path, name: str) -> Path:
-    """Write a small working task to `path / name` and return that directory.
+    """Write a small working task called `name` into the directory `path`, and return it resolved.
 
-    Its reference solution scores 1 and doing nothing scores 0; edit it from there.
+    Its reference solution scores 1 and doing nothing scores 0; edit it from there. The item id of
+    a task is the name of its directory.
 
     Raises:
-        ConfigError: a name that cannot be an item id, or something stands there already.
+        ConfigError: a name that cannot be an item id, or `path` is neither new nor empty.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(
             f"{name!r} cannot name a task; use letters, digits and . _ -", field="name"
         )
-    root = path / name
+    root = path.resolve()
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-        raise ConfigError("exists already; choose another name", file=str(root))
+        raise ConfigError("exists already; choose a new directory", file=str(path))
     for relative, text in _FILES.items():
         target = root / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text)
+        target.write_text(text.replace("@NAME@", name))
         target.chmod(0o755 if relative.endswith(".sh") else 0o644)
     return root
