@@ -82,6 +82,8 @@ async def test_other_directories_are_refused(tmp_path: Path) -> None:
         await Store.create_or_open(tmp_path / "home" / "letter.txt", JOB)
     with pytest.raises(UsageError, match="not a job directory"):
         read_job(tmp_path)
+    with pytest.raises(UsageError, match="no such directory"):
+        list(read_events(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     await (await Store.create_or_open(tmp_path / "empty", JOB)).aclose()
 

@@ -27,7 +27,7 @@ from ramify.engine.lines import read_lines, seal, sound_length
 
 _LINGER_SEC = 0.01  # how long a record that nobody waits for may wait for company
 _RETRY_SEC = 0.25  # after a failed write, unless somebody asks sooner
-_EAGER_BYTES = 256 * 1024  # this much is written at once
+_EAGER_BYTES = 1 << 20  # this much is written at once
 
 Waiter = asyncio.Future[None]
 
@@ -128,8 +128,9 @@ class Journal:
     def append(self, record: Any) -> None:
         """Add a record. It is written within milliseconds and durable after the next `commit`.
 
-        Safe from any thread, returns at once, raises nothing: values that JSON has no form for
-        are written as their repr, and text that is not Unicode with replacement characters.
+        Safe from any thread, returns at once, and raises only once closed (StoreError): values
+        that JSON has no form for are written as their repr, and text that is not Unicode with
+        replacement characters. After a failed write it stays in memory until writing works.
         """
         self._append(record, None)
 
@@ -150,7 +151,8 @@ class Journal:
     async def ready(self) -> None:
         """Return when there is room for more: at once, as a rule. Raises StoreError.
 
-        After a failed write it tries again, so it raises for as long as the cause lasts.
+        After a failed write it tries again, so while records are kept back it raises for as
+        long as the cause lasts.
         """
         if self._failure is None and self._next.size + self._in_flight < self._bound:
             return

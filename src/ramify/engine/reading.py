@@ -128,8 +128,17 @@ def read_events(path: Path, rollout_id: str | None = None) -> Iterator[AnyEvent]
 
 
 def event_files(path: Path) -> list[tuple[int, Path]]:
-    """Number and path of each events file of a job, in order."""
-    found = [(_EVENTS_FILE.fullmatch(entry.name), entry) for entry in path.iterdir()]
+    """Number and path of each events file of a job, in order.
+
+    Raises UsageError if there is no such directory, StoreError if it cannot be read.
+    """
+    try:
+        entries = list(path.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{path} is not a job directory: there is no such directory") from None
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    found = [(_EVENTS_FILE.fullmatch(entry.name), entry) for entry in entries]
     return sorted((int(match[1]), entry) for match, entry in found if match)
 
 
