@@ -123,6 +123,13 @@ async def stop(tasks: Collection[asyncio.Future[Any]]) -> None:
     """
     for task in tasks:
         task.cancel()
+    await settle(tasks)
+
+
+async def settle(tasks: Collection[asyncio.Future[Any]]) -> None:
+    """Like `stop`, for tasks that were cancelled already: a second time might cut their
+    clean-up short.
+    """
     cancelled: asyncio.CancelledError | None = None
     while pending := [task for task in tasks if not task.done()]:
         try:

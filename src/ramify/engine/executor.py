@@ -136,8 +136,10 @@ class Executor(Generic[T, R]):
             while await stream.more():
                 yield stream.take()
         finally:
-            await stream.close()
-            del self._streams[id(stream)]
+            try:
+                await stream.close()
+            finally:
+                del self._streams[id(stream)]
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 from ramify.contracts.errors import InfraError
-from ramify.engine.cancel import stop
+from ramify.engine.cancel import settle
 
 I = TypeVar("I")  # noqa: E741  (an input)
 T = TypeVar("T")
@@ -60,6 +60,7 @@ class Stream(Generic[I, T, R]):
         self._next = 0
         self._error: BaseException | None = None
         self._closed = self._draining = self._pulling = self._fed = False
+        self._cancelled = self._feeder_cancelled = False
         self._feeder: asyncio.Task[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._news: asyncio.Future[None] | None = None
@@ -96,8 +97,8 @@ class Stream(Generic[I, T, R]):
         """Pull no more; what runs finishes."""
         self._draining = True
         _wake(self._room)
-        if self._pulling and self._feeder is not None:
-            self._feeder.cancel()
+        if self._pulling:
+            self._cancel_feeder()
 
     async def abort(self, error: Exception) -> None:
         """End the stream with `error`, for whoever still reads it."""
@@ -106,9 +107,13 @@ class Stream(Generic[I, T, R]):
 
     async def close(self) -> None:
         """Cancel and wait for everything this stream started. May be called again."""
+        self._cancel_all()
         self._closed = True
         feeder = [self._feeder] if self._feeder is not None else []
-        await stop([*feeder, *self._running.values()])
+        try:
+            await settle([*feeder, *self._running.values()])
+        finally:
+            self._running.clear()  # all have ended, though not all may have reported it yet
 
     async def _feed(self) -> None:
         pull = _puller(self._inputs)
@@ -125,7 +130,7 @@ class Stream(Generic[I, T, R]):
                 raise
             finally:
                 self._pulling = False
-            if value is _END:
+            if value is _END or self._cancelled:  # inputs may swallow a cancellation
                 return
             for item in self._expand(cast("I", value)):
                 await self._wait_for_room()
@@ -148,7 +153,7 @@ class Stream(Generic[I, T, R]):
         task.add_done_callback(partial(self._ended, index))
 
     def _ended(self, index: int, task: asyncio.Future[R]) -> None:
-        del self._running[index]
+        self._running.pop(index, None)
         if task.cancelled():
             self._fail(InfraError("a task of this stream was cancelled by somebody else"))
         elif (error := task.exception()) is not None:
@@ -179,10 +184,22 @@ class Stream(Generic[I, T, R]):
         if self._closed or self._error is not None:
             return
         self._error = error
-        for task in (self._feeder, *self._running.values()):
-            if task is not None:
-                task.cancel()
+        self._cancel_all()
         _wake(self._news)
+
+    def _cancel_all(self) -> None:
+        # Tasks are cancelled once only: a second time might cut their clean-up short.
+        self._cancel_feeder()
+        if not self._cancelled:
+            self._cancelled = True
+            for task in self._running.values():
+                task.cancel()
+
+    def _cancel_feeder(self) -> None:
+        # The same holds for the clean-up of inputs, but a feeder outside them only waits.
+        if self._feeder is not None and not (self._feeder_cancelled and self._pulling):
+            self._feeder_cancelled = True
+            self._feeder.cancel()
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

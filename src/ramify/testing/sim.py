@@ -66,6 +66,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._generators: weakref.WeakValueDictionary[int, AsyncGenerator[Any, Any]] = (
             weakref.WeakValueDictionary()
         )
+        self._closers: set[asyncio.Task[None]] = set()
         self._errors: list[BaseException] = []
 
     @property
@@ -75,7 +76,7 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     @property
     def steps(self) -> int:
-        """Callbacks run so far."""
+        """Callbacks run since `run_forever` began."""
         return self._steps
 
     def time(self) -> float:
@@ -167,7 +168,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         if self._running:
             raise RuntimeError("this event loop is already running")
         hooks = sys.get_asyncgen_hooks()
-        self._running, self._stopping = True, False
+        self._running, self._stopping, self._steps = True, False, 0
         sys.set_asyncgen_hooks(self._generator_begun, self._generator_dropped)
         # Documented for event loops, which this is.
         asyncio._set_running_loop(self)  # pyright: ignore[reportPrivateUsage]
@@ -194,7 +195,9 @@ class SimLoop(asyncio.AbstractEventLoop):
         return [task for task in list(self._tasks.values()) if not task.done()]
 
     async def shutdown_asyncgens(self) -> None:
-        """Close every asynchronous generator that was begun and not ended."""
+        """Close every asynchronous generator that was begun and not ended, and wait for it."""
+        while self._closers:
+            await asyncio.wait(self._closers)
         for generator in list(self._generators.values()):
             await generator.aclose()
 
@@ -278,7 +281,14 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def _generator_dropped(self, generator: AsyncGenerator[Any, Any]) -> None:
         if not self._closed:
-            self.create_task(_close(generator))
+            closer = self.create_task(_close(generator))
+            self._closers.add(closer)
+            closer.add_done_callback(self._closer_ended)
+
+    def _closer_ended(self, closer: asyncio.Task[None]) -> None:
+        self._closers.discard(closer)
+        if not closer.cancelled() and (error := closer.exception()) is not None:
+            self._errors.append(error)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -300,8 +310,8 @@ def simulate(
     Raises:
         Exception: what `main` raised.
         DeadlockError, LivelockError: it will never end; the message names the tasks that wait.
-        LeakError: tasks were left when `main` returned (short-lived ones, such as the closing of a
-            dropped generator, get the chance to end first).
+        LeakError: tasks were left when `main` returned. Those that end without the clock moving,
+            and generators that were dropped and are being closed, get the chance to do so first.
         ExceptionGroup: errors that nobody awaited.
     """
     loop = SimLoop(seed, max_steps)
