@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 
@@ -75,9 +76,13 @@ class Peer:
         self.link = Link(reader, writer, self.lost.append)
         return self.link
 
-    def say(self, *frames: bytes) -> None:
-        for data in frames:
-            self.sock.sendall(b"\1\0\0\0" + len(data).to_bytes(4, "big") + data)
+    async def say(self, *frames: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        self.sock.setblocking(False)
+        with contextlib.suppress(ConnectionError):  # it may hang up in the middle
+            for data in frames:
+                head = b"\1\0\0\0" + len(data).to_bytes(4, "big")
+                await loop.sock_sendall(self.sock, head + data)
 
 
 @pytest.fixture
@@ -112,7 +117,7 @@ BIG = b"x" * wire.CHUNK
 async def test_a_broken_rule_is_the_end(peer: Peer, frames: list[bytes]) -> None:
     link = await peer.open()
     channel = link.open({"op": "test"})
-    peer.say(*frames)
+    await peer.say(*frames)
     with pytest.raises(SandboxLostError, match="protocol"):
         async with asyncio.timeout(5):
             await channel.until("never")
@@ -141,7 +146,7 @@ async def test_the_sender_stops_at_the_window(peer: Peer) -> None:
     await asyncio.sleep(0.05)
     assert data == wire.WINDOW
     assert not sending.done()
-    peer.say(wire.credit(wire.CREDIT, 2, 1000))
+    await peer.say(wire.credit(wire.CREDIT, 2, 1000))
     async with asyncio.timeout(5):
         await sending
 
@@ -149,7 +154,9 @@ async def test_the_sender_stops_at_the_window(peer: Peer) -> None:
 async def test_a_refused_stream_raises_and_what_was_read_stays(peer: Peer) -> None:
     link = await peer.open()
     channel = link.open({"op": "test"})
-    peer.say(wire.frame(wire.DATA, 2, b"before"), wire.frame(wire.EVENT, 2, b'{"event":"refused"}'))
+    await peer.say(
+        wire.frame(wire.DATA, 2, b"before"), wire.frame(wire.EVENT, 2, b'{"event":"refused"}')
+    )
     assert await channel.out.read(100) == b"before"
     with pytest.raises(BrokenPipeError):
         await channel.send(b"z" * (2 * wire.WINDOW))

@@ -18,6 +18,7 @@ _SHM_BYTES = 256 * MIB
 _START_SEC = 120.0
 _HELLO_SEC = 30.0
 _GONE_SEC = 60.0
+_LOADER_VARIABLES = ("LD_", "GLIBC_", "MALLOC_", "GCONV_", "LOCPATH", "PYTHON")
 _LOCKDOWN_CAPS = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
 
 
@@ -107,6 +108,7 @@ async def remove_container(client: EngineClient, name: str) -> bool:
 def _body(plan: Plan) -> Json:
     spec = plan.spec
     # A bare name takes the image's value away: its LD_PRELOAD is not for our supervisor.
+    unset = [name for name in plan.image.env if name.startswith(_LOADER_VARIABLES)]
     return {
         "Image": plan.image.id,
         "Hostname": plan.name[-12:],
@@ -114,7 +116,7 @@ def _body(plan: Plan) -> Json:
         "WorkingDir": "/",
         "Entrypoint": list(plan.command),
         "Cmd": [],
-        "Env": sorted(plan.image.env),
+        "Env": unset,
         "Healthcheck": {"Test": ["NONE"]},
         "Labels": plan.labels,
         "OpenStdin": True,
