@@ -12,7 +12,7 @@ import pytest
 from ramify.contracts.errors import ConfigError
 from ramify.contracts.task import IsolationLevel
 from ramify.tasks.digest import package_digest
-from ramify.tasks.levels import LevelStore, default_home
+from ramify.tasks.levels import LevelStore
 from ramify.tasks.scaffold import init_task
 
 
@@ -123,8 +123,3 @@ def test_a_level_under_another_name_is_not_believed(tmp_path: Path) -> None:
 def test_a_digest_cannot_name_another_place(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not the digest of a task"):
         LevelStore(tmp_path).put("../../x", IsolationLevel.LIVE)
-
-
-def test_home() -> None:
-    assert default_home({"RAMIFY_HOME": "/a/b"}) == Path("/a/b")
-    assert default_home({}) == Path.home() / ".cache" / "ramify"

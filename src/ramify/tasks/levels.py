@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -23,7 +22,7 @@ class LevelStore:
     """Isolation levels by task digest, one small file each, shared by all runs of a user.
 
     Args:
-        home: Ramify's directory (see `default_home`).
+        home: the directory where Ramify keeps what outlives a job.
     """
 
     def __init__(self, home: Path) -> None:
@@ -55,11 +54,3 @@ class LevelStore:
         if not re.fullmatch(r"[0-9a-f]{16,128}", digest):
             raise ConfigError(f"{digest!r} is not the digest of a task", field="digest")
         return self._folder / f"{digest}.json"
-
-
-def default_home(environ: Mapping[str, str] | None = None) -> Path:
-    """Where Ramify keeps what it remembers: `$RAMIFY_HOME`, else `~/.cache/ramify`."""
-    env = os.environ if environ is None else environ
-    if home := env.get("RAMIFY_HOME"):
-        return Path(home).expanduser().resolve()
-    return Path.home() / ".cache" / "ramify"

@@ -80,7 +80,6 @@ class DirectoryTaskset:
         places: item id → task directory.
         default_grading_spec: applies to each of them.
         hints: execution hints.
-        environ: where `${VAR}` in a task's `env` comes from (default: this process's environment).
     """
 
     def __init__(
@@ -89,14 +88,12 @@ class DirectoryTaskset:
         places: Mapping[str, Path],
         default_grading_spec: Mapping[str, Any] | None = None,
         hints: ExecutionHints | None = None,
-        environ: Mapping[str, str] | None = None,
     ) -> None:
         _check_taskset_id(taskset_id)
         self._taskset_id = taskset_id
         self._places = dict(sorted(places.items()))
         self._default_grading_spec = default_grading_spec
         self._hints = hints or ExecutionHints()
-        self._environ = environ
         self._read: dict[str, Task] = {}
 
     @property
@@ -113,11 +110,6 @@ class DirectoryTaskset:
     def hints(self) -> ExecutionHints:
         """Execution hints."""
         return self._hints
-
-    @property
-    def task_ids(self) -> tuple[str, ...]:
-        """Every canonical id in order, without reading a task."""
-        return tuple(f"{self._taskset_id}:{item}" for item in self._places)
 
     def __iter__(self) -> Iterator[Task]:
         return (self._task(item) for item in self._places)
@@ -137,13 +129,11 @@ class DirectoryTaskset:
     def _task(self, item: str) -> Task:
         if item not in self._read:
             task_id = f"{self._taskset_id}:{item}"
-            self._read[item] = read_task(self._places[item], task_id, self._environ)
+            self._read[item] = read_task(self._places[item], task_id)
         return self._read[item]
 
 
-def load_taskset(
-    path: Path | str, taskset_id: str | None = None, environ: Mapping[str, str] | None = None
-) -> Taskset:
+def load_taskset(path: Path | str, taskset_id: str | None = None) -> Taskset:
     """The taskset at a path: one task directory, or a directory of them (also one level down).
 
     Item ids are directory names, `group/name` for tasks one level down. The taskset's id is the
@@ -164,7 +154,7 @@ def load_taskset(
             "holds no task; a task is a directory with task.toml, instruction.md and tests/test.sh",
             file=str(path),
         )
-    return DirectoryTaskset(taskset_id or _canonical(collection.name), places, environ=environ)
+    return DirectoryTaskset(taskset_id or _canonical(collection.name), places)
 
 
 def _places(root: Path) -> dict[str, Path]:
