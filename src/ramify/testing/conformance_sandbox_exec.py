@@ -287,6 +287,20 @@ async def _kill_leftovers(bench: SandboxBench) -> None:
 
 
 @check()
+async def _cancelled_call_kills(bench: SandboxBench) -> None:
+    """A cancelled call kills everything the command started, as a timeout does."""
+    marker = mark()
+    async with bench.sandbox() as sandbox:
+        call = asyncio.create_task(sandbox.exec(f"sleep {marker} & sleep {marker}; exit 1"))
+        await until_alive(sandbox, marker, 3)
+        with within(2, "cancelling exec"):
+            call.cancel()
+            await asyncio.wait({call})
+        require(call.cancelled(), "the cancellation must come out of exec()")
+        await until_alive(sandbox, marker, 0, seconds=1)
+
+
+@check()
 async def _twenty_at_once(bench: SandboxBench) -> None:
     """Many execs run side by side in one sandbox, each with its own result."""
 
@@ -322,7 +336,9 @@ async def _no_descriptors_leak(bench: SandboxBench) -> None:
     """A command gets its three streams and no other descriptor of the engine."""
     async with bench.sandbox() as sandbox:
         await need_program(sandbox, "readlink")
-        listed = await sh(sandbox, "cd /proc/$$/fd; for f in *; do echo $f; readlink $f || echo gone; done")
+        listed = await sh(
+            sandbox, "cd /proc/$$/fd; for f in *; do echo $f; readlink $f || echo gone; done"
+        )
         rows = listed.splitlines()
         extra = [
             f"{number} -> {target}"
@@ -357,6 +373,7 @@ EXEC_CHECKS = (
     _held_stdout_does_not_hold_exec,
     _background_survives_exec,
     _kill_leftovers,
+    _cancelled_call_kills,
     _twenty_at_once,
     _loop_is_not_blocked,
     _no_descriptors_leak,

@@ -75,14 +75,23 @@ class SandboxBench:
 
     @asynccontextmanager
     async def place(self, spec: SandboxSpec | None = None) -> AsyncGenerator[tuple[Sandbox, str]]:
-        """A new sandbox and a directory inside that nothing else uses; both go at the end."""
+        """A new sandbox and a directory inside that nothing else uses; both go at the end.
+
+        Where the provider does not isolate, paths given to it are below `$RAMIFY_ROOT`, and paths
+        in commands are the host's (contracts/inside.py): there a link on the host makes the
+        directory's path lead to the same place in both.
+        """
         async with self.sandbox(spec) as sandbox:
             work = await sh(sandbox, "mktemp -d /tmp/conformance.XXXXXX")
+            mapped = f'"$RAMIFY_ROOT"{work}'
+            bare = bool(await sh(sandbox, 'echo "$RAMIFY_ROOT"'))
+            if bare:
+                await sh(sandbox, f"mkdir -p {mapped} && rmdir {work} && ln -s {mapped} {work}")
             try:
                 yield sandbox, work
             finally:
-                if sandbox.capabilities().isolation == "none":
-                    await sandbox.exec(["rm", "-rf", work])
+                if bare:
+                    await sandbox.exec(f"rm -rf {mapped} {work}")
 
 
 async def sh(sandbox: Sandbox, script: str, *, user: str | None = None) -> str:
