@@ -21,12 +21,12 @@ _WORD = r"[A-Za-z0-9._~+/=-]"
 
 # Marker that must occur (in lower case) → prefix to keep, and the secret. The marker makes the
 # common case, no secret at all, a plain substring search. Ordinary words must not match:
-# trajectories are training data.
+# trajectories are training data. Look-aheads are bounded: the texts are hostile.
 _SHAPES = tuple(
     (marker, re.compile(f"({prefix})(?:{secret})"))
     for marker, prefix, secret in (
-        ("sk-", r"\b", r"sk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{16,}|sk-[A-Za-z0-9]{20,}"),
-        ("bearer", r"(?i:\bbearer)\s{1,4}", rf"(?=[^\s\d]*\d){_WORD}{{12,}}|{_WORD}{{32,}}"),
+        ("sk-", r"\b", r"sk-(?=[A-Za-z_-]{0,64}\d)[A-Za-z0-9_-]{16,}|sk-[A-Za-z0-9]{20,}"),
+        ("bearer", r"(?i:\bbearer)\s{1,4}", rf"(?=[^\s\d]{{0,64}}\d){_WORD}{{12,}}|{_WORD}{{32,}}"),
         ("akia", r"\b", r"AKIA[A-Z0-9]{16}\b"),
         ("asia", r"\b", r"ASIA[A-Z0-9]{16}\b"),
         *((f"gh{kind}_", r"\b", rf"gh{kind}_[A-Za-z0-9]{{30,}}") for kind in "pousr"),
