@@ -204,6 +204,24 @@ def sandbox_spec(
     return spec
 
 
+def enforced(spec: SandboxSpec, can: Capabilities) -> tuple[SandboxSpec, list[str]]:
+    """The spec without limits that cannot be enforced here, and the names of those.
+
+    What a task says of memory, CPU and disk is mostly what its author's platform asks for, so a
+    task is not refused for it; the caller tells a person which limits do not hold.
+    """
+    limits = spec.limits
+    lacking = [
+        name for name, value in
+        (("memory", limits.memory_mb), ("cpus", limits.cpus), ("pids", limits.pids),
+         ("disk", limits.disk_mb))
+        if value is not None and name not in can.limits
+    ]  # fmt: skip
+    fields = {"memory": "memory_mb", "disk": "disk_mb"}
+    kept = msgspec.structs.replace(limits, **{fields.get(name, name): None for name in lacking})
+    return msgspec.structs.replace(spec, limits=kept), lacking
+
+
 def _build(kind: str, name: str, options: Mapping[str, str]) -> Any:
     target = load(kind, name)
     parameters = inspect.signature(target).parameters

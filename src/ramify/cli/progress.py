@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ramify.cli.present import reward_text, seconds_text
-from ramify.contracts.events import AnyEvent, LeaseEvent, OutcomeEvent, Phase, PhaseEvent
+from ramify.contracts.events import AnyEvent, LeaseEvent, LogEvent, OutcomeEvent, Phase, PhaseEvent
 from ramify.contracts.result import RolloutResult
 from ramify.engine.job import Job
 
@@ -47,6 +47,9 @@ class Progress:
                     event.phase,
                     self.running[event.rollout_id][1],
                 )
+            case LogEvent(rollout_id="", level="warning"):
+                facts = ", ".join(f"{key} {value}" for key, value in event.fields.items())
+                self.console.print(f"warning: {event.message} ({facts})", soft_wrap=True)
             case OutcomeEvent():
                 self.running.pop(event.rollout_id, None)
             case _:

@@ -101,7 +101,7 @@ class PlannedTask:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """A whole job, ready to run."""
+    """A whole job, ready to run. `unenforced` names limits that tasks ask for in vain."""
 
     job: JobPlan
     record: JobRecord
@@ -111,6 +111,7 @@ class RunPlan:
     provider: SandboxProvider
     options: RunOptions
     reward: Reward | None
+    unenforced: Sequence[str]
 
 
 async def plan_run(
@@ -138,14 +139,13 @@ async def plan_run(
     scorer = compose.function_reward(reward) if callable(reward) else reward
     can = provider.capabilities()
     chosen = _choose(taskset, options)
-    planned = {
-        task.task_id: PlannedTask(
-            task,
-            compose.sandbox_spec(task, provider.name, can, options.image),
-            _isolation(task, can, options),
-        )
-        for task in chosen
-    }
+    planned: dict[str, PlannedTask] = {}
+    lacking: set[str] = set()
+    for task in chosen:
+        wanted = compose.sandbox_spec(task, provider.name, can, options.image)
+        spec, missing = compose.enforced(wanted, can)
+        lacking.update(missing)
+        planned[task.task_id] = PlannedTask(task, spec, _isolation(task, can, options))
     if scorer is None:
         _require_packages(chosen)
     config = _config(taskset.taskset_id, planned, actor, provider, scorer, options)
@@ -181,7 +181,7 @@ async def plan_run(
         argv=tuple(redactor.clean(list(sys.argv))),
     )
     path = options.out or Path("runs") / job_id
-    return RunPlan(job, record, path, planned, actor, provider, options, scorer)
+    return RunPlan(job, record, path, planned, actor, provider, options, scorer, sorted(lacking))
 
 
 def _slots(task_ids: Sequence[str], options: RunOptions) -> list[tuple[str, int]]:

@@ -12,7 +12,7 @@ from typing import Any
 from ramify import compose
 from ramify.contracts.agent import Agent
 from ramify.contracts.context import CancelScope
-from ramify.contracts.events import Observer
+from ramify.contracts.events import LogEvent, Observer
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.reward import Reward
 from ramify.contracts.sandbox import SandboxProvider
@@ -84,6 +84,10 @@ async def open_job(
             callbacks = CallbackObserver([on_event], store.observer, clock)
             sinks.append(await stack.enter_async_context(callbacks))
         observer = RedactingObserver(FanOut(sinks), redactor)
+        if plan.unenforced:
+            fields = {"sandbox": provider.name, "limits": list(plan.unenforced)}
+            text = "limits that tasks ask for cannot be enforced here"
+            observer.emit(LogEvent("", clock.now(), "warning", text, fields))
         worker = RolloutWorker(plan, store, observer, clock, scope, store.ready)
         budgets = Budgets({"rollouts": plan.options.concurrency})
         yield Job(plan.job, store, worker, observer, clock, scope, budgets), plan.path
