@@ -4,6 +4,6 @@ import json
 import runpy
 import sys
 
-name, arguments = json.load(sys.stdin)
-result = runpy.run_path("stats.py")[name](*arguments)
-json.dump({"result": result, "arguments": arguments}, sys.stdout)
+name, calls = json.load(sys.stdin)
+function = runpy.run_path("stats.py")[name]
+json.dump([{"result": function(*call), "arguments": call} for call in calls], sys.stdout)
