@@ -210,15 +210,11 @@ def enforced(spec: SandboxSpec, can: Capabilities) -> tuple[SandboxSpec, list[st
     What a task says of memory, CPU and disk is mostly what its author's platform asks for, so a
     task is not refused for it; the caller tells a person which limits do not hold.
     """
-    limits = spec.limits
+    asked = {name: getattr(spec.limits, name) for name in spec.limits.__struct_fields__}
     lacking = [
-        name for name, value in
-        (("memory", limits.memory_mb), ("cpus", limits.cpus), ("pids", limits.pids),
-         ("disk", limits.disk_mb))
-        if value is not None and name not in can.limits
-    ]  # fmt: skip
-    fields = {"memory": "memory_mb", "disk": "disk_mb"}
-    kept = msgspec.structs.replace(limits, **{fields.get(name, name): None for name in lacking})
+        name for name, value in asked.items() if value is not None and name not in can.limits
+    ]
+    kept = msgspec.structs.replace(spec.limits, **dict.fromkeys(lacking))
     return msgspec.structs.replace(spec, limits=kept), lacking
 
 

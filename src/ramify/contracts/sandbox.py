@@ -101,7 +101,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     """What a provider can do on this machine; a task that demands more is refused.
 
     `isolation`: `none` (a bare process), `namespaces` or `container`. `snapshot`: `none`,
-    `freeze` (file system) or `live` (processes too). `limits` names the limits enforced.
+    `freeze` (file system) or `live` (processes too). `limits` names the fields of `Limits` that are
+    enforced.
     """
 
     isolation: Literal["none", "namespaces", "container"]

@@ -190,7 +190,7 @@ async def _capabilities_agree(bench: SandboxBench) -> None:
         own = sandbox.capabilities()
         equal(own.isolation, offered.isolation, "isolation")
         require(own.limits <= offered.limits, f"limits {own.limits} of {offered.limits}")
-        known = {"memory", "cpus", "pids", "disk"}
+        known = {"memory_mb", "cpus", "pids", "disk_mb"}
         require(own.limits <= known, f"limits {sorted(own.limits)}; the names are {sorted(known)}")
         require(own.network <= offered.network, f"network {own.network} of {offered.network}")
         if own.snapshot != "none":
@@ -209,9 +209,9 @@ def _beyond(bench: SandboxBench) -> dict[str, SandboxSpec]:
         "builds": None if offered.builds else SandboxSpec(build=BuildSpec(str(bench.scratch))),
     }
     for name, limits in (
-        ("memory", Limits(memory_mb=64)),
+        ("memory_mb", Limits(memory_mb=64)),
         ("pids", Limits(pids=64)),
-        ("disk", Limits(disk_mb=64)),
+        ("disk_mb", Limits(disk_mb=64)),
         ("cpus", Limits(cpus=0.5)),
     ):
         if name not in offered.limits:

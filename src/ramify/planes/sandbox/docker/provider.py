@@ -211,15 +211,15 @@ class DockerProvider:
             _check_source(spec)
         asked = {
             name
-            for name in ("memory", "cpus", "pids", "disk")
-            if getattr(spec.limits, {"memory": "memory_mb", "disk": "disk_mb"}.get(name, name))
+            for name in spec.limits.__struct_fields__
+            if getattr(spec.limits, name)
             is not None
         }
         missing = asked - able.limits
         if missing:
             raise UnsupportedError(
                 f"this Docker daemon cannot limit {', '.join(sorted(missing))}"
-                + (" (disk limits need xfs with project quotas)" if "disk" in missing else "")
+                + (" (disk limits need xfs with project quotas)" if "disk_mb" in missing else "")
             )
         if spec.network.allowed_hosts and spec.network.mode is not NetworkMode.ALLOWLIST:
             raise ConfigError(
@@ -241,10 +241,10 @@ def _check_source(spec: SandboxSpec) -> None:
 def _capabilities(daemon: Daemon) -> Capabilities:
     info = daemon.info
     limits = {
-        "memory": info.get("MemoryLimit"),
+        "memory_mb": info.get("MemoryLimit"),
         "cpus": info.get("CpuCfsQuota"),
         "pids": info.get("PidsLimit"),
-        "disk": _can_limit_disk(info),
+        "disk_mb": _can_limit_disk(info),
     }
     return Capabilities(
         isolation="container",
