@@ -99,7 +99,14 @@ def test_neither_file_is_missing_and_json_goes_before_text():
     with pytest.raises(InvalidRewardError) as caught:
         parse_reward(None, None, UNIT)
     assert caught.value.reason == "missing"
-    assert parse_reward(b'{"reward": 0}', b"1", UNIT).reward == 0.0
+    assert parse_reward(b'{"reward": 0, "x": 1}', b"0.0", UNIT).items == {"x": 1.0}
+    assert parse_reward(b'{"accuracy": 0}', b"1", UNIT).reward == 0.0
+
+
+def test_files_that_contradict_each_other_are_tampered_with():
+    with pytest.raises(InvalidRewardError) as caught:
+        parse_reward(b'{"reward": 1}', b"0", UNIT)
+    assert caught.value.reason == "tampered"
 
 
 def test_too_large_is_malformed():

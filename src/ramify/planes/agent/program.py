@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ramify.contracts.agent import AgentCapabilities, Session, StopReason
 from ramify.contracts.context import Context
-from ramify.contracts.errors import AgentError, ConfigError
+from ramify.contracts.errors import AgentError, ConfigError, SandboxLostError
 from ramify.contracts.sandbox import MIB, Process, Sandbox
 from ramify.planes.agent.session import (
     Observation,
@@ -153,11 +153,18 @@ class _Running:
             for start in range(0, len(stdin), 65536):
                 await self._process.write(stdin[start : start + 65536])
             await self._process.close_stdin()
-        except BrokenPipeError:
-            return  # A program need not read its instruction to the end.
+        except (BrokenPipeError, SandboxLostError):
+            return  # It need not read to the end; that the sandbox is gone, `wait` says.
+
+    @staticmethod
+    async def _next(read: Callable[[], Awaitable[bytes]]) -> bytes:
+        try:
+            return await read()
+        except SandboxLostError:
+            return b""  # `wait` raises it, if the program was still running.
 
     async def _drain(self, read: Callable[[], Awaitable[bytes]]) -> None:
-        while data := await read():
+        while data := await self._next(read):
             self._said += len(data)
             room = _KEPT_STEP // 2 - len(self._head)
             self._head += data[: max(0, room)]

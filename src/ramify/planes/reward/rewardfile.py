@@ -4,7 +4,8 @@
 
     {"reward": 0.5, "speed": 12, "metrics": {"recall": 0.9}, "details": {"failed": ["test_b"]}}
 
-`reward.txt` is one decimal number and nothing else. Where both exist, reward.json counts.
+`reward.txt` is one decimal number and nothing else. Where both exist, reward.json counts; if it
+names a `reward` that reward.txt contradicts, one of them was not written by the tests.
 """
 
 from __future__ import annotations
@@ -47,10 +48,12 @@ def parse_reward(
     top level, and refused at it.
 
     Raises:
-        InvalidRewardError: `missing` (neither file), `malformed`, or `range`.
+        InvalidRewardError: `missing` (neither file), `malformed`, `range` or `tampered`.
     """
     if json_bytes is not None:
-        parsed = _parse_json(json_bytes)
+        parsed, named = _parse_json(json_bytes)
+        if named and txt_bytes is not None and _parse_txt(txt_bytes) != parsed.reward:
+            raise InvalidRewardError("tampered", "reward.json and reward.txt contradict each other")
     elif txt_bytes is not None:
         parsed = ParsedReward(_parse_txt(txt_bytes), {}, {})
     else:
@@ -69,7 +72,8 @@ def _parse_txt(data: bytes) -> float:
     return _finite("reward", float(number))
 
 
-def _parse_json(data: bytes) -> ParsedReward:
+def _parse_json(data: bytes) -> tuple[ParsedReward, bool]:
+    """What reward.json says, and whether it calls a number `reward`."""
     _check_size(data, "reward.json")
     _check_depth(data)
     try:
@@ -98,17 +102,17 @@ def _parse_json(data: bytes) -> ParsedReward:
         (items if isinstance(value, float) else details)[name] = value
     if len(items) > _MAX_ITEMS:
         _malformed(f"reward.json holds more than {_MAX_ITEMS} numbers")
-    return ParsedReward(_take_reward(top, items), items, details)
+    name = _reward_name(top)
+    return ParsedReward(items.pop(name), items, details), name == "reward"
 
 
-def _take_reward(top: dict[str, Any], items: dict[str, float]) -> float:
-    """Remove the reward from `items` and return it."""
-    if isinstance(top.get("reward"), float):
-        return items.pop("reward")
+def _reward_name(top: dict[str, Any]) -> str:
     numbers = [name for name, value in top.items() if isinstance(value, float)]
+    if "reward" in numbers:
+        return "reward"
     if len(numbers) != 1:
         _malformed("reward.json has no number called `reward`")
-    return items.pop(numbers[0])
+    return numbers[0]
 
 
 def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
