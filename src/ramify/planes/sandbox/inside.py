@@ -28,12 +28,13 @@ from ramify.planes.sandbox.processes import (
     KILL_DEADLINE_SEC,
     MARKER,
     become_subreaper,
+    children,
     descendants,
     die_with_parent,
     kill_below,
     kill_round,
     marked,
-    process_table,
+    prctl,
     send_signal,
 )
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NOT_FOUND, CANNOT_RUN = 127, 126
+_PR_SET_DUMPABLE = 4
 _MAX_ACCOUNT_FILE = 4 * 1024 * 1024
 
 
@@ -213,6 +215,7 @@ def _exec(argv: Sequence[str], env: dict[str, str]) -> None:
 
 def _run_command(command: Command) -> None:
     """In the new process: become the command. Returns only by exception."""
+    prctl(_PR_SET_DUMPABLE, 1)  # else our own files in /proc may be closed to us
     os.setsid()
     kept = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in command.fds]
     for number, fd in enumerate(kept):
@@ -447,10 +450,8 @@ class Jobs:
     def _hunt_orphans(self) -> None:
         """Kill what sits under this process without a nanny."""
         ours = {job.nanny for job in self._jobs.values()} | self._helpers
-        table = process_table(self._proc)
-        me = os.getpid()
-        roots = [p for p, (parent, _s) in table.items() if parent == me and p not in ours]
-        alive = [p for p in roots if table[p][1] not in "ZX"]
-        self._orphans = set(alive)
-        for pid in [*alive, *descendants(roots, self._proc)]:
-            send_signal(pid, signal.SIGKILL)
+        roots = [pid for pid in children(os.getpid(), self._proc) if pid not in ours]
+        self._orphans = set(roots)
+        if roots:
+            for pid in [*roots, *descendants(roots, self._proc)]:
+                send_signal(pid, signal.SIGKILL)

@@ -73,6 +73,15 @@ def descendants(roots: Iterable[int], proc: str = "/proc") -> list[int]:
     return found
 
 
+def children(pid: int, proc: str = "/proc") -> list[int]:
+    """Pids of the direct children of a process, zombies included."""
+    try:
+        with open(f"{proc}/{pid}/task/{pid}/children") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:  # a kernel without that file
+        return [p for p, (parent, _state) in process_table(proc).items() if parent == pid]
+
+
 def marked(marker: str, proc: str) -> list[int]:
     """Pids whose environment carries `marker`: the way without a subreaper."""
     needle = (f"{MARKER}={marker}\0").encode()

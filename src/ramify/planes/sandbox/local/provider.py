@@ -1,0 +1,367 @@
+"""The `local` sandbox provider: Linux namespaces and overlays, without a daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from ramify.contracts.errors import ConfigError, SandboxStartError, UnsupportedError
+from ramify.contracts.sandbox import (
+    MIB,
+    Capabilities,
+    NetworkMode,
+    ProbeReport,
+    Sandbox,
+    SandboxImage,
+    SandboxSpec,
+)
+from ramify.planes.sandbox.inside import DEFAULT_PATH
+from ramify.planes.sandbox.layers import LayerStore, Scratch
+from ramify.planes.sandbox.local import cgroups, leftovers
+from ramify.planes.sandbox.local.disk import DiskWatch
+from ramify.planes.sandbox.local.hostroot import HostBase, Part, found_base, host_base
+from ramify.planes.sandbox.local.namespaces import FIRST_ID
+from ramify.planes.sandbox.local.nursery import Nursery
+from ramify.planes.sandbox.local.probe import Machine
+from ramify.planes.sandbox.local.process import probe
+from ramify.planes.sandbox.local.sandbox import Birth, LocalSandbox
+from ramify.planes.sandbox.local.wire import Message
+from ramify.planes.sandbox.proxy import EgressProxy
+
+_PROXY_PORT = 3128
+_DEFAULT_PIDS = 1024
+_HOST_PREFIX = "host-"
+_T = TypeVar("_T")
+
+
+def default_home() -> Path:
+    """Where sandboxes live: `sandbox` in $RAMIFY_HOME, else in the user's cache directory."""
+    chosen = os.environ.get("RAMIFY_HOME")
+    if chosen:
+        return Path(chosen) / "sandbox"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "ramify" / "sandbox"
+
+
+class LocalProvider:
+    """Makes sandboxes with namespaces (the `SandboxProvider` contract).
+
+    Its mode is chosen by `probe`: `userns` (root, with a user namespace and id-mapped layers),
+    `rootless`, or `plain` (root without a user namespace: weaker, capabilities are dropped).
+
+    Args:
+        home: the directory for images and running sandboxes; not on an overlay file system.
+    """
+
+    def __init__(self, home: Path | None = None) -> None:
+        self._home = (home or default_home()).absolute()
+        self._nursery = Nursery(self._home / "run")
+        self._machine: Machine | None = None
+        self._layout = cgroups.Layout(0, {})
+        self._store: LayerStore | None = None
+        self._lock = asyncio.Lock()
+        self._imported: dict[tuple[str, int], SandboxImage] = {}
+        self._sandboxes: dict[str, LocalSandbox] = {}
+        self._dropping: set[asyncio.Task[None]] = set()
+
+    @property
+    def name(self) -> str:
+        """`local`."""
+        return "local"
+
+    async def probe(self) -> ProbeReport:
+        """Whether it works on this machine, in which mode, and what to do if not."""
+        machine = await self._find_machine()
+        missing = sorted({"memory_mb", "cpus", "pids", "disk_mb"} - self.capabilities().limits)
+        detail = machine.detail
+        if missing and machine.mode != "none":
+            detail += f"; limits not enforced here: {', '.join(missing)} (no writable cgroup)"
+        return ProbeReport(machine.mode != "none", machine.mode, detail, machine.remedy)
+
+    def capabilities(self) -> Capabilities:
+        """What its sandboxes can do here. Call after `probe` or `prepare`."""
+        limits = {"disk_mb", "pids"}
+        if "memory" in self._layout.enforced:
+            limits.add("memory_mb")
+        if "cpu" in self._layout.enforced:
+            limits.add("cpus")
+        return Capabilities(
+            isolation="namespaces",
+            lockdown=True,
+            snapshot="freeze",
+            network=frozenset(NetworkMode),
+            limits=frozenset(limits),
+            host_root=True,
+            images=True,
+            builds=False,
+        )
+
+    async def prepare(self, spec: SandboxSpec) -> SandboxImage:
+        """The pristine image of a spec: a name or path of the store, or the host's own root."""
+        await self._find_machine()
+        self._check(spec)
+        if spec.host_root:
+            base = await self._host_base()
+            digest = f"sha256:{base.digest}"
+            return SandboxImage(_HOST_PREFIX + base.digest[:16], self.name, digest)
+        assert spec.image is not None
+        return await self._find_image(spec.image)
+
+    async def create(self, spec: SandboxSpec, image: SandboxImage | None = None) -> Sandbox:
+        """A new sandbox on `image` (default: the pristine one); see the contract."""
+        machine = await self._find_machine()
+        self._check(spec, has_image=image is not None)
+        chosen = image or await self.prepare(spec)
+        store = await self._open_store()
+        await self._nursery.ready(machine.mode)
+        base = await self._base_of(store, chosen)
+        scratch = await self._blocking(lambda: self._new_scratch(store, chosen, machine, base))
+        name = ""
+        try:
+            name, root = self._nursery.new_place()
+            message = await self._describe(machine, spec, chosen, base, scratch, root)
+            control = await self._nursery.start(name, message)
+        except BaseException:
+            self._drop_later(store, scratch)
+            if name:
+                await self._nursery.end(name)
+            raise
+
+        async def end(keep: bool) -> SandboxImage | None:
+            self._sandboxes.pop(name, None)
+            await self._nursery.end(name, keep_files=keep)
+            frozen = None
+            if keep:
+                frozen = await asyncio.to_thread(store.freeze, scratch)
+                await self._nursery.end(name)
+            else:
+                self._drop_later(store, scratch)
+            return frozen
+
+        limits = spec.limits
+        label = f"ramify-{Path(root).parent.parent.name}-{name}"
+        memory = self._layout.parents.get("memory") if limits.memory_mb else None
+        watch = DiskWatch(scratch.upper, limits.disk_mb * MIB) if limits.disk_mb else None
+        sandbox = LocalSandbox(
+            Birth(
+                id=name,
+                spec=spec,
+                capabilities=self.capabilities(),
+                control=control,
+                null=self._nursery.null,
+                env=self._environment(spec, chosen, base),
+                user=spec.user if spec.user is not None else chosen.user,
+                workdir=spec.workdir or chosen.workdir or "/",
+                memory_cgroups=[os.path.join(memory, label)] if memory else [],
+                disk_watch=watch,
+                end=end,
+            )
+        )
+        self._sandboxes[name] = sandbox
+        if spec.network.mode is not NetworkMode.NONE:
+            try:
+                await sandbox.serve_in(_PROXY_PORT, EgressProxy(spec.network).handle)
+            except BaseException:
+                await sandbox.teardown()
+                raise
+        return sandbox
+
+    async def discard(self, image: SandboxImage) -> None:
+        """Free a frozen image that nothing runs on any more. Pristine images stay. Idempotent."""
+        if not image.pristine:
+            store = await self._open_store()
+            await asyncio.to_thread(store.discard, image)
+
+    async def sweep(self) -> int:
+        """Remove what engines that died left behind; returns how many things were removed."""
+        await self._find_machine()
+        store = await self._open_store()
+        removed = await asyncio.to_thread(leftovers.sweep, self._home / "run", self._layout)
+        return removed + await asyncio.to_thread(store.sweep)
+
+    async def aclose(self) -> None:
+        """Tear down every sandbox still alive and release the provider. Idempotent."""
+        async with asyncio.TaskGroup() as group:
+            for sandbox in list(self._sandboxes.values()):
+                group.create_task(sandbox.teardown())
+        if self._dropping:
+            await asyncio.wait(self._dropping)
+        await self._nursery.aclose()
+        if self._store is not None:
+            await asyncio.to_thread(self._store.close)
+            self._store = None
+
+    async def _find_machine(self) -> Machine:
+        async with self._lock:
+            if self._machine is None:
+                self._layout = cgroups.discover()
+                self._machine = await probe()
+            return self._machine
+
+    async def _open_store(self) -> LayerStore:
+        async with self._lock:
+            if self._store is None:
+                self._store = await asyncio.to_thread(LayerStore, self._home / "store")
+            return self._store
+
+    def _check(self, spec: SandboxSpec, *, has_image: bool = False) -> None:
+        """Refuse what cannot be done. Raises UnsupportedError, ConfigError, SandboxStartError."""
+        if self._machine is not None and self._machine.mode == "none":
+            why = f"{self._machine.detail}; {self._machine.remedy}"
+            raise SandboxStartError(f"the local sandbox does not work here: {why}")
+        if spec.build is not None:
+            raise UnsupportedError("the local sandbox builds no images; use the docker sandbox")
+        if not has_image and (spec.image is None) != spec.host_root:
+            raise ConfigError("exactly one of image, build and host_root must be given")
+        wanted = {
+            name
+            for name in ("memory_mb", "cpus", "pids", "disk_mb")
+            if getattr(spec.limits, name) is not None
+        }
+        missing = sorted(wanted - self.capabilities().limits)
+        if missing:
+            raise UnsupportedError(
+                f"the local sandbox cannot enforce {', '.join(missing)} here: no cgroup is"
+                " writable for this user; run as root or under a delegated cgroup"
+                " (systemd-run --user --scope -p Delegate=yes), or leave the limit out"
+            )
+
+    async def _host_base(self) -> HostBase:
+        private = (self._home, Path.cwd())
+        return await self._blocking(
+            lambda: host_base(self._home / "masks", private, os.geteuid() == 0)
+        )
+
+    async def _base_of(self, store: LayerStore, image: SandboxImage) -> HostBase | None:
+        """The host base below an image, or None for one with a root of its own."""
+        below = await self._blocking(lambda: store.base(image))
+        if below is None or not below.startswith(_HOST_PREFIX):
+            return None
+        mask = self._home / "masks" / below.removeprefix(_HOST_PREFIX)
+        try:
+            return await self._blocking(lambda: found_base(mask))
+        except FileNotFoundError as error:
+            message = f"the base {below} of the image {image.id} is gone from {mask.parent}"
+            raise SandboxStartError(message) from error
+
+    def _new_scratch(
+        self, store: LayerStore, image: SandboxImage, machine: Machine, base: HostBase | None
+    ) -> Scratch:
+        scratch = store.new_scratch(image)
+        names = [part.inside for part in base.parts] if base else []
+        for place in (scratch.upper, scratch.work):
+            made = [place, *(place / name for name in names)]
+            for directory in made:
+                directory.mkdir(exist_ok=True)
+                if machine.mode == "userns":
+                    os.chown(directory, FIRST_ID, FIRST_ID)
+        return scratch
+
+    async def _describe(
+        self,
+        machine: Machine,
+        spec: SandboxSpec,
+        image: SandboxImage,
+        base: HostBase | None,
+        scratch: Scratch,
+        root: str,
+    ) -> Message:
+        store = await self._open_store()
+        overlays: list[tuple[str, list[str], str, str]] = []
+        found = await asyncio.to_thread(_layers, store, image, base)
+        for part, layers in found:
+            lowers = [lower for lower, _ours in layers]
+            if machine.mode == "userns":
+                lowers = [await self._as_seen(store, lower, ours) for lower, ours in layers]
+            upper, work = (str(place / part.inside) for place in (scratch.upper, scratch.work))
+            overlays.append((part.target, lowers, upper, work))
+        limits = spec.limits
+        pids = limits.pids or _DEFAULT_PIDS
+        return {
+            "mode": machine.mode,
+            "root": root,
+            "overlays": overlays,
+            "binds": list(base.binds) if base else [],
+            "workdir": spec.workdir or "",
+            "lockdown": spec.lockdown,
+            "process_limit": None if "pids" in self._layout.enforced else pids,
+            "file_limit": limits.disk_mb * MIB if limits.disk_mb else None,
+            "user_map": machine.user_map,
+            "memory": limits.memory_mb * MIB if limits.memory_mb else None,
+            "pids": pids,
+            "cpus": limits.cpus,
+        }
+
+    async def _as_seen(self, store: LayerStore, lower: str, is_shifted: bool) -> str:
+        """Where a layer is found with its owners shifted; frozen ones are shifted already."""
+        if is_shifted:
+            return lower
+        for top in (str(store.layers_dir), str(self._home / "masks")):
+            if lower.startswith(top + "/"):
+                return os.path.join(await self._nursery.shifted(top), lower[len(top) + 1 :])
+        return await self._nursery.shifted(lower)
+
+    def _environment(
+        self, spec: SandboxSpec, image: SandboxImage, base: HostBase | None
+    ) -> dict[str, str]:
+        env = {"RAMIFY_ROOT": ""}
+        if base is not None and base.path_entries:
+            env["PATH"] = ":".join((DEFAULT_PATH, *base.path_entries))
+        if spec.network.mode is not NetworkMode.NONE:
+            proxy = f"http://127.0.0.1:{_PROXY_PORT}"
+            for name in ("http_proxy", "https_proxy"):
+                env[name] = env[name.upper()] = proxy
+            env["no_proxy"] = env["NO_PROXY"] = "localhost,127.0.0.1,::1"
+        return {**env, **image.env, **spec.env}
+
+    async def _find_image(self, name: str) -> SandboxImage:
+        store = await self._open_store()
+        if not name.startswith(("/", "./", "../")):
+            found = await self._blocking(lambda: store.resolve(name))
+            if found is not None:
+                return found
+            raise ConfigError(
+                f"no image {name!r} in {store.root}; give the path of a root file system (a"
+                f" directory or tar), or: docker save {name} -o image.tar, and use its path",
+                field="image",
+            )
+        return await self._blocking(lambda: self._import(store, Path(name)))
+
+    def _import(self, store: LayerStore, path: Path) -> SandboxImage:
+        try:
+            key = (str(path.resolve(strict=True)), path.stat().st_mtime_ns)
+        except OSError as error:
+            raise ConfigError(f"no image at {path}: {error.strerror}", field="image") from error
+        if key not in self._imported:
+            take = store.import_tree if path.is_dir() else store.import_tar
+            self._imported[key] = take(path)
+        return self._imported[key]
+
+    def _drop_later(self, store: LayerStore, scratch: Scratch) -> None:
+        """Delete the files of a dead sandbox in a thread; `aclose` waits for it."""
+        task = asyncio.ensure_future(asyncio.to_thread(store.drop, scratch))
+        self._dropping.add(task)
+        task.add_done_callback(self._dropping.discard)
+
+    async def _blocking(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.to_thread(work)
+
+
+def _layers(
+    store: LayerStore, image: SandboxImage, base: HostBase | None
+) -> list[tuple[Part, list[tuple[str, bool]]]]:
+    """Per overlay of a root its layers, topmost first, and whether their owners are shifted."""
+    own = [str(store.layers_dir / name) for name in store.lowers(image)]
+    found: list[tuple[Part, list[tuple[str, bool]]]] = []
+    for part in base.parts if base else (Part("", ()),):
+        layers: list[tuple[str, bool]] = []
+        for lower in (*(os.path.join(layer, part.inside) for layer in own), *part.below):
+            try:
+                layers.append((lower.rstrip("/"), os.stat(lower).st_uid >= FIRST_ID))
+            except FileNotFoundError:
+                continue  # an image frozen before its base had this part
+        found.append((part, layers))
+    return found

@@ -1,0 +1,270 @@
+"""PID 1 of a sandbox: runs commands for the engine, and ends when the engine or spawner does.
+
+Single-threaded, standard library only. It talks to the engine over one message socket:
+
+    exec, kill, signal, kill_all      commands (see `inside.Jobs`)
+    pack, unpack, cancel              trees through a pipe, in a forked helper
+    connect, listen                   sockets of this network namespace, handed out
+
+Every request has an `id`; replies carry it. It never trusts anything below it: the files it
+reads, the processes it finds.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from typing import Any, NamedTuple, NoReturn
+
+from ramify.planes.sandbox.descent import FAILED
+from ramify.planes.sandbox.inside import Command, Event, Job, Jobs, find_user, open_terminal
+from ramify.planes.sandbox.local import wire
+from ramify.planes.sandbox.packer import Limits, pack
+from ramify.planes.sandbox.processes import kill_below, send_signal
+from ramify.planes.sandbox.unpacker import unpack
+
+_OOM_SCORE_ADJ = 500  # the kernel takes commands before their supervisor
+
+
+class Duties(NamedTuple):
+    """How one supervisor behaves.
+
+    `is_init`: it is PID 1, so its end is everybody's. `process_limit`: RLIMIT_NPROC for commands
+    where no cgroup counts them; `file_limit`: RLIMIT_FSIZE in bytes.
+    """
+
+    is_init: bool = True
+    process_limit: int | None = None
+    file_limit: int | None = None
+
+
+class _Supervisor:
+    def __init__(self, control: socket.socket, life: int, duties: Duties) -> None:
+        self._control, self._life, self._duties = control, life, duties
+        self._jobs = Jobs()
+        self._by_id: dict[int, Job] = {}
+        self._ids: dict[Job, int] = {}
+        self._quiet: set[int] = set()  # requests that do not ask when they have started
+        self._helpers: dict[int, tuple[int, int]] = {}
+        self._wake_r, wake_w = os.pipe()
+        os.set_blocking(self._wake_r, False)
+        os.set_blocking(wake_w, False)
+        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+
+    def run(self) -> None:
+        """Serve until the engine or the spawner is gone."""
+        while True:
+            poll = select.poll()
+            for fd in (self._control.fileno(), self._life, self._wake_r):
+                poll.register(fd, select.POLLIN)
+            for fd in (*self._jobs.fds(), *self._helpers):
+                poll.register(fd, select.POLLIN)
+            wait = self._jobs.interval()
+            ready = {fd for fd, _mask in poll.poll(None if wait is None else wait * 1000)}
+            if self._life in ready:
+                return
+            for fd in ready:
+                if fd in self._helpers:
+                    self._helper_ended(fd)
+                else:
+                    self._report(self._jobs.read(fd))
+            if self._wake_r in ready:
+                os.read(self._wake_r, 4096)
+            if self._wake_r in ready or wait is not None:
+                self._report(self._jobs.tick())
+            if self._control.fileno() in ready and not self._serve_one():
+                return
+
+    def _serve_one(self) -> bool:
+        received = wire.receive(self._control)
+        if received is None:
+            return False
+        message, fds = received
+        try:
+            self._handle(message, fds)
+        except (OSError, KeyError, ValueError, LookupError) as error:
+            self._reply(message["id"], "failed", 126, str(error))
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def _handle(self, message: wire.Message, fds: list[int]) -> None:
+        op, request = message["op"], message["id"]
+        if op == "exec":
+            self._exec(message, fds)
+        elif op == "kill":
+            self._kill(message)
+        elif op == "signal":
+            job = self._by_id.get(message["job"])
+            if job is not None:
+                self._jobs.signal(job, message["number"])
+        elif op == "kill_all":
+            self._jobs.kill_all()
+        elif op in ("pack", "unpack"):
+            self._help(message, fds[0])
+        elif op == "cancel":
+            for helped, pid in self._helpers.values():
+                if helped == message["job"]:
+                    send_signal(pid, signal.SIGKILL)
+        elif op in ("connect", "listen"):
+            self._socket(request, op, message["port"])
+        else:
+            raise ValueError(f"unknown request {op!r}")
+
+    def _exec(self, message: wire.Message, fds: list[int]) -> None:
+        size: list[int] | None = message["tty"]
+        terminal = -1
+        if size:
+            terminal, theirs = open_terminal(*size)
+            fds.append(theirs)
+            streams = (theirs, theirs, theirs)
+        else:
+            streams = (fds[0], fds[1], fds[2])
+        limits: list[tuple[int, int]] = []
+        if self._duties.process_limit is not None:
+            limits.append((resource.RLIMIT_NPROC, self._duties.process_limit))
+        if self._duties.file_limit is not None:
+            limits.append((resource.RLIMIT_FSIZE, self._duties.file_limit))
+        command = Command(
+            message["argv"],
+            streams,
+            message["user"],
+            message["cwd"],
+            message["env"],
+            bool(size),
+            _OOM_SCORE_ADJ,
+            limits,
+        )
+        try:
+            job = self._jobs.start(command)
+        except OSError as error:
+            if terminal >= 0:
+                os.close(terminal)
+            raise OSError(f"no process can be started in the sandbox: {error.strerror}") from error
+        self._by_id[message["id"]], self._ids[job] = job, message["id"]
+        if message["quiet"]:
+            self._quiet.add(message["id"])
+        if terminal >= 0:
+            event = {"id": message["id"], "event": "terminal", "value": 0, "text": ""}
+            self._send(event, [terminal])
+            os.close(terminal)
+
+    def _kill(self, message: wire.Message) -> None:
+        job = self._by_id.get(message["job"])
+        if job is None:
+            self._reply(message["job"], "gone", 0)
+        else:
+            self._jobs.kill(job)
+
+    def _report(self, events: list[Event]) -> None:
+        for event in events:
+            request = self._ids.get(event.job)
+            if request is None:
+                continue
+            if event.kind == "started" and request in self._quiet:
+                continue
+            if event.kind == "gone":
+                self._quiet.discard(request)
+                del self._ids[event.job]
+                del self._by_id[request]
+            self._reply(request, event.kind, event.value, event.text)
+
+    def _help(self, message: wire.Message, stream: int) -> None:
+        """Pack or unpack in a process of its own, so that nothing inside can hold us up."""
+        done_r, done_w = os.pipe()
+        try:
+            pid = self._jobs.fork_helper()
+            if pid == 0:
+                _helper(message, stream, done_w)
+        except OSError as error:
+            os.close(done_r)
+            raise OSError(f"no process can be started in the sandbox: {error.strerror}") from error
+        finally:
+            os.close(done_w)
+        self._helpers[done_r] = (message["id"], pid)
+
+    def _helper_ended(self, fd: int) -> None:
+        request, _pid = self._helpers.pop(fd)
+        outcome = os.read(fd, 8192)
+        os.close(fd)
+        status, _, reason = outcome.partition(b" ")
+        text = reason.decode("utf-8", "replace")
+        if not status:
+            status, text = b"%d" % FAILED, "the helper inside the sandbox was killed"
+        self._reply(request, "done", int(status), text)
+
+    def _socket(self, request: int, op: str, port: int) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as made:
+            if op == "listen":
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                made.bind(("127.0.0.1", port))
+                made.listen(1024)
+                self._send(
+                    {"id": request, "event": "done", "value": made.getsockname()[1], "text": ""},
+                    [made.fileno()],
+                )
+                return
+            made.setblocking(False)
+            code = made.connect_ex(("127.0.0.1", port))
+            if code not in (0, errno.EINPROGRESS):
+                raise OSError(code, os.strerror(code))
+            self._send({"id": request, "event": "done", "value": 0, "text": ""}, [made.fileno()])
+
+    def _reply(self, request: int, event: str, value: int, text: str = "") -> None:
+        self._send({"id": request, "event": event, "value": value, "text": text})
+
+    def _send(self, message: wire.Message, fds: list[int] | None = None) -> None:
+        try:
+            wire.send(self._control, message, fds or [])
+        except BrokenPipeError:  # the engine is gone; the next poll says so
+            return
+
+
+def _helper(message: wire.Message, stream: int, done: int) -> NoReturn:
+    try:
+        signal.set_wakeup_fd(-1)
+        os.write(done, _transfer(message, stream).encode()[:4000])
+    except BaseException as error:  # nothing may return into the supervisor's loop
+        os.write(done, f"{FAILED} {error}".encode()[:4000])
+    finally:
+        os._exit(0)
+
+
+def _transfer(message: wire.Message, stream: int) -> str:
+    if message["op"] == "pack":
+        limits: dict[str, Any] = message["limits"]
+        status, reason = pack(message["path"], stream, Limits(**limits))
+        return f"{status} {reason}"
+    uid, gid = os.getuid(), os.getgid()
+    if message["owner"] is not None:
+        try:
+            user = find_user(message["owner"])
+        except LookupError as error:
+            return f"{FAILED} {error}"
+        uid, gid = user.uid, user.gid
+    status, reason = unpack(stream, message["path"], uid, gid, message["mode"])
+    return f"{status} {reason}"
+
+
+def supervise(control: socket.socket, life: int, duties: Duties) -> NoReturn:
+    """Announce readiness to the engine and serve until its end. Ends this process."""
+    try:
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        supervisor = _Supervisor(control, life, duties)
+        wire.send(control, {"id": 0, "event": "ready", "value": 0, "text": ""})
+        supervisor.run()
+    except BaseException as error:  # the last words of a supervisor: they tell what is broken
+        sys.stderr.write(f"ramify sandbox supervisor: {type(error).__name__}: {error}\n")
+        raise
+    finally:
+        if not duties.is_init:  # PID 1 takes everybody along; otherwise we see to it
+            kill_below([os.getpid()])
+        os._exit(0)
