@@ -30,20 +30,25 @@ def sweep_store(root: Path) -> int:
     """Remove the scratch directories and untagged frozen images of dead engines, images and layers
     that are incomplete, and layers that nobody needs. Returns the number of things removed.
     """
-    trash = root / "engines" / f"sweep-{new_id()}"
+    home = root / "engines" / f"sweep-{new_id()}"  # so that a sweep that dies is swept as well
+    trash = home / "trash"
     with exclusive(root):
-        trash.mkdir()
-        lock = hold_lock(trash / "lock")
+        trash.mkdir(parents=True)
+        lock = hold_lock(home / "lock")
     try:
         with exclusive(root):
             dead = [path for path in (root / "engines").iterdir() if not _alive(path)]
             removed = sum(_move_engine(path, trash) for path in dead)
             removed += _drop_images(root, {path.name for path in dead}, trash)
             removed += _drop_layers(root, trash)
+        remove_path(trash)
         return removed
     finally:
-        remove_path(trash)
-        os.close(lock)
+        with exclusive(root):
+            if not trash.exists():
+                (home / "lock").unlink()
+                home.rmdir()
+            os.close(lock)
 
 
 def _alive(engine: Path) -> bool:
@@ -62,7 +67,7 @@ def _alive(engine: Path) -> bool:
 
 
 def _move_engine(engine: Path, trash: Path) -> int:
-    held = sum(1 for path in engine.iterdir() if path.is_dir() and path.name != "trash")
+    held = sum(path.is_dir() and path.name != "trash" for path in engine.iterdir())
     os.rename(engine, trash / engine.name)
     return held
 

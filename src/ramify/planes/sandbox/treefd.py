@@ -121,8 +121,12 @@ class TreeWriter:
 
         What stood there is replaced, save a directory that is not empty. Raises: PathRefusedError.
         """
-        parent = self._cleared(parts)
-        return os.open(parts[-1], _CREATE, 0o600, dir_fd=parent)
+        if not parts:
+            raise PathRefusedError("it would replace the root")
+        try:
+            return os.open(parts[-1], _CREATE, 0o600, dir_fd=self.enter(parts[:-1]))
+        except FileExistsError:
+            return os.open(parts[-1], _CREATE, 0o600, dir_fd=self._cleared(parts))
 
     def symlink(self, parts: Parts, target: bytes) -> int:
         """Create a symbolic link; returns the descriptor of its directory, as `enter`."""
