@@ -8,6 +8,7 @@ The daemon is found as the docker command finds it: `DOCKER_HOST` (`unix://` or 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -130,7 +131,8 @@ class EngineClient:
         daemon = await self.connect()
         url = f"/v{daemon.api}{path}"
         headers = {"Content-Type": "application/x-tar"}
-        async with self._request(method, url, what, query, data, headers, timeout_sec) as response:
+        body = io.BytesIO(data) if isinstance(data, bytes) else data
+        async with self._request(method, url, what, query, body, headers, timeout_sec) as response:
             async for message in _json_lines(response):
                 yield message
 
@@ -186,7 +188,7 @@ class EngineClient:
         url: str,
         what: str,
         query: Query | None,
-        data: bytes | AsyncIterator[bytes] | None,
+        data: bytes | io.BytesIO | AsyncIterator[bytes] | None,
         headers: Mapping[str, str],
         timeout_sec: float,
     ) -> _Request:

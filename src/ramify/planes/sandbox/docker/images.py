@@ -17,6 +17,7 @@ from ramify.planes.sandbox.docker.context import BuildContext, make_context
 
 PROVIDER = "docker"
 
+_FROZEN = "ramify/frozen"
 _PULL_SEC = 1800.0
 _COMMIT_SEC = 900.0
 _LOG_LINES = 30
@@ -24,11 +25,12 @@ _LOG_LINES = 30
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the daemon says about an image: its value, its size, its volumes."""
+    """What the daemon says about an image: its value, its size, its volumes and names."""
 
     image: SandboxImage
     size: int
     volumes: tuple[str, ...]
+    names: tuple[str, ...]
     config: Json
 
 
@@ -79,7 +81,7 @@ class Images:
             "POST",
             "/commit",
             "freeze the container",
-            query={"container": container, "repo": "ramify/frozen", "tag": tag, "pause": "0"},
+            query={"container": container, "repo": _FROZEN, "tag": tag, "pause": "0"},
             body=config,
             timeout_sec=_COMMIT_SEC,
         )
@@ -104,7 +106,11 @@ class Images:
         """Remove a frozen image; pristine ones stay. Idempotent. Raises: ApiError."""
         if image.pristine:
             return
-        await remove_image(self._client, image.id)
+        # By its name: an image that others were made from then goes together with the last of them.
+        known = await self._inspect(image.id)
+        for name in known.names if known is not None else ():
+            if name.startswith(_FROZEN + ":"):
+                await remove_image(self._client, name)
         self._frozen.pop(image.id, None)
 
     async def aclose(self) -> None:
@@ -135,7 +141,8 @@ class Images:
             workdir=config.get("WorkingDir") or None,
             env=env,
         )
-        return _Known(image, int(found.get("Size", 0)), tuple(config.get("Volumes") or ()), config)
+        volumes, names = tuple(config.get("Volumes") or ()), tuple(found.get("RepoTags") or ())
+        return _Known(image, int(found.get("Size", 0)), volumes, names, config)
 
     async def _pull(self, name: str) -> None:
         repository, tag = _split_reference(name)

@@ -210,10 +210,7 @@ class DockerProvider:
         if spec.host_root:
             _check_source(spec)
         asked = {
-            name
-            for name in spec.limits.__struct_fields__
-            if getattr(spec.limits, name)
-            is not None
+            name for name in spec.limits.__struct_fields__ if getattr(spec.limits, name) is not None
         }
         missing = asked - able.limits
         if missing:
