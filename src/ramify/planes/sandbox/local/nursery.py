@@ -88,7 +88,12 @@ class Nursery:
         ours, theirs = wire.pair()
         control = Control(ours)
         ready: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        control.expect_ready(lambda reply: ready.done() or ready.set_result(reply))
+
+        def heard(reply: Reply) -> None:
+            if not ready.done():
+                ready.set_result(reply)
+
+        control.expect_ready(heard)
         over = spawner.expect(name)
         try:
             spawner.send({"op": "create", "name": name, **message}, [theirs.fileno()])

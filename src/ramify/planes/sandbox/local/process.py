@@ -27,10 +27,10 @@ _BOOT = """
 import sys, types
 for name in ("ramify", "ramify.planes", "ramify.planes.sandbox", "ramify.planes.sandbox.local"):
     package = types.ModuleType(name)
-    package.__path__ = [sys.argv[1] + "/" + name.replace(".", "/")]
+    package.__path__ = [{source!r} + "/" + name.replace(".", "/")]
     sys.modules[name] = package
 from ramify.planes.sandbox.local.{module} import main
-main()
+main(*{arguments!r})
 """
 _START_SEC = 20.0
 _LOCK = "lock"
@@ -38,19 +38,34 @@ _LOCK = "lock"
 EventHandler = Callable[[str, str, str], None]
 
 
-def _argv(module: str, *arguments: str) -> list[str]:
-    boot = _BOOT.replace("{module}", module)
-    return [sys.executable, "-I", "-S", "-c", boot, _SOURCE, *arguments]
+def _argv(boot: int) -> list[str]:
+    """The program comes through a pipe, for a command line is seen inside sandboxes."""
+    code = f"import os; exec(os.read({boot}, 65536))"
+    return [sys.executable, "-I", "-S", "-c", code, "ramify-sandbox"]
+
+
+def _program(module: str, *arguments: str) -> int:
+    """The reading end of a pipe that holds the program."""
+    source = _BOOT.format(source=_SOURCE, module=module, arguments=arguments)
+    read_end, write_end = os.pipe()
+    os.write(write_end, source.encode())
+    os.close(write_end)
+    return read_end
 
 
 async def probe() -> Machine:
     """Find this machine's mode, in a process of its own. Raises SandboxStartError."""
-    process = await asyncio.create_subprocess_exec(
-        *_argv("probe"),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    program = _program("probe")
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *_argv(program),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=(program,),
+        )
+    finally:
+        os.close(program)
     async with asyncio.timeout(_START_SEC):
         output, errors = await process.communicate()
     if process.returncode != 0:
@@ -160,14 +175,18 @@ class Spawner:
 
 
 def _popen(place: Path, mode: str, fd: int, lock: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        _argv("spawner", str(fd), str(place), mode, str(os.getpid())),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        pass_fds=(fd, lock),
-        start_new_session=True,
-        cwd=place,
-    )
+    program = _program("spawner", str(fd), str(place), mode, str(os.getpid()))
+    try:
+        return subprocess.Popen(
+            _argv(program),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(fd, lock, program),
+            start_new_session=True,
+            cwd=place,
+        )
+    finally:
+        os.close(program)
 
 
 async def start_spawner(runs: Path, mode: str) -> Spawner:

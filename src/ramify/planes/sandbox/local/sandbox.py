@@ -110,11 +110,18 @@ class LocalSandbox:
         return await self._runner.start(self._request(command, user, cwd, env), pty)
 
     async def upload(
-        self, local: Path, remote: str, *, owner: str | None = None, mode: int | None = None
+        self,
+        local: Path,
+        remote: str,
+        *,
+        owner: str | None = None,
+        mode: int | None = None,
+        clear: bool = False,
     ) -> None:
         """Copy a host file, or the content of a host directory, to `remote`; see the contract."""
         self._check_alive()
-        await transfer.upload(self._control, local, self._inside(remote), owner, mode)
+        how = transfer.Placing(self._inside(remote), owner, mode, clear)
+        await transfer.upload(self._control, local, how)
 
     async def download(
         self, remote: str, local: Path, *, limits: TransferLimits | None = None

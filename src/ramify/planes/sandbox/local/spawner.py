@@ -1,9 +1,7 @@
 """The spawner: a process of its own that starts sandboxes for one engine and cleans up after it.
 
 It is single-threaded (forking is safe), holds no secret of the engine, and outlives it just long
-enough to end every sandbox. Standard library only; started by `process.start_spawner` with
-
-    python -I -S -c BOOT <source> <socket fd> <engine directory> <mode> <pid of the engine>
+enough to end every sandbox. Standard library only; started by `process.start_spawner`.
 """
 
 from __future__ import annotations
@@ -173,8 +171,9 @@ class _Spawner:
     def _destroy(self, name: str, keep_files: bool) -> None:
         kept = self._kept.get(name)
         if kept is None:
-            if not keep_files:
-                self._remove_files(os.path.join(self._dir, name), None)
+            path = os.path.join(self._dir, name)
+            if not keep_files and path not in self._removers.values() and os.path.exists(path):
+                self._remove_files(path, None)
             self._tell("gone", name)
             return
         kept.keep_files = keep_files
@@ -244,9 +243,12 @@ class _Spawner:
             os._exit(0)
 
 
-def main() -> None:
-    """Entry point of the spawner process."""
-    fd, directory, mode, engine_pid = sys.argv[2:6]
+def main(fd: str, directory: str, mode: str, engine_pid: str) -> None:
+    """Entry point of the spawner process.
+
+    Args: the descriptor of the engine's socket, the engine's directory, the mode, and the
+    engine's process id.
+    """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o022)

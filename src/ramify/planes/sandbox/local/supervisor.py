@@ -249,7 +249,7 @@ def _transfer(message: wire.Message, stream: int) -> str:
         except LookupError as error:
             return f"{FAILED} {error}"
         uid, gid = user.uid, user.gid
-    status, reason = unpack(stream, message["path"], uid, gid, message["mode"])
+    status, reason = unpack(stream, message["path"], uid, gid, message["mode"], message["clear"])
     return f"{status} {reason}"
 
 

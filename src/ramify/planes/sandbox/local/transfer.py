@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from ramify.contracts.errors import SandboxError, SandboxLostError, TransferLimitError
 from ramify.contracts.sandbox import TransferLimits, TransferReport
@@ -55,14 +55,27 @@ async def _in_thread(helper: _Helper, work: asyncio.Future[_T]) -> _T:
         raise
 
 
-async def upload(
-    control: Control, local: Path, remote: str, owner: str | None, mode: int | None
-) -> None:
+class Placing(NamedTuple):
+    """Where an upload goes and how; see `Sandbox.upload`."""
+
+    remote: str
+    owner: str | None
+    mode: int | None
+    clear: bool
+
+
+async def upload(control: Control, local: Path, how: Placing) -> None:
     """See `Sandbox.upload`."""
     if not await asyncio.to_thread(local.exists):
         raise FileNotFoundError(f"{local} does not exist")
     read_end, write_end = os.pipe()
-    message = {"op": "unpack", "path": remote, "owner": owner, "mode": mode}
+    message = {
+        "op": "unpack",
+        "path": how.remote,
+        "owner": how.owner,
+        "mode": how.mode,
+        "clear": how.clear,
+    }
     try:
         helper = _Helper(control, message, read_end)
     except BaseException:
@@ -71,10 +84,10 @@ async def upload(
     finally:
         os.close(read_end)
     loop = asyncio.get_running_loop()
-    await _in_thread(helper, loop.run_in_executor(None, _feed, local, mode, write_end))
+    await _in_thread(helper, loop.run_in_executor(None, _feed, local, how.mode, write_end))
     status, reason = await helper.outcome()
     if status != OK:
-        raise SandboxError(f"cannot upload to {remote}: {reason}")
+        raise SandboxError(f"cannot upload to {how.remote}: {reason}")
 
 
 def _feed(local: Path, mode: int | None, fd: int) -> None:
