@@ -113,6 +113,22 @@ def test_no_schedule_breaks_the_semaphore() -> None:
         _storm(seed)
 
 
+def test_those_behind_a_cancelled_waiter_move_up() -> None:
+    async def main() -> None:
+        semaphore = WeightedSemaphore("slots", 3)
+        await semaphore.acquire(2)
+        heavy = asyncio.create_task(semaphore.acquire(3))
+        await asyncio.sleep(1)
+        light = asyncio.create_task(semaphore.acquire(1))
+        await asyncio.sleep(1)
+        assert not light.done()
+        heavy.cancel()
+        await asyncio.sleep(1)  # nothing was released meanwhile
+        assert light.done()
+
+    simulate(main)
+
+
 def test_waiters_can_be_refused() -> None:
     async def main() -> None:
         semaphore = WeightedSemaphore("slots", 1)

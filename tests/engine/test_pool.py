@@ -24,6 +24,7 @@ class SandboxFactory:
     made: list[Sandbox] = field(default_factory=list)
     gone: list[int] = field(default_factory=list)
     making: int = 0
+    told: int = 0
 
     async def create(self) -> Sandbox:
         self.making += 1
@@ -36,6 +37,7 @@ class SandboxFactory:
             self.making -= 1
 
     async def destroy(self, resource: Sandbox) -> None:
+        self.told += 1
         assert not resource.destroyed
         await asyncio.sleep(1)
         resource.destroyed = True
@@ -232,7 +234,7 @@ def test_who_does_not_leave_in_time_loses_the_resource() -> None:
         assert factory.gone == [0]
         stuck.cancel()
         await asyncio.wait([stuck])
-        assert factory.gone == [0], "destroyed once"
+        assert (factory.gone, factory.told) == ([0], 1), "destroyed once"
 
     simulate(main)
 
@@ -244,45 +246,61 @@ async def test_what_cannot_make_resources_is_refused() -> None:
         ResourcePool(SandboxFactory(), max_size=0)
 
 
-def _storm(seed: int) -> None:
-    rng = random.Random(seed)
-    size = rng.randint(1, 4)
+@dataclass
+class CheckedFactory(SandboxFactory):
+    rng: random.Random = field(default_factory=random.Random)
 
-    async def main() -> None:
-        factory = SandboxFactory(max_size=size)
-        served = 0
+    async def healthy(self, resource: Sandbox) -> bool:
+        assert not resource.destroyed
+        await asyncio.sleep(self.rng.choice((0, 1)))
+        return self.rng.random() < 0.8
 
-        async def use(pool: ResourcePool[Sandbox]) -> None:
-            nonlocal served
-            await asyncio.sleep(rng.randint(0, 4))
-            async with pool.acquire() as sandbox:
-                sandbox.users += 1
-                assert sandbox.users == 1
-                assert not sandbox.destroyed
-                await asyncio.sleep(rng.choice((0, 1, 2)))
-                if rng.random() < 0.2:
-                    raise ValueError("spoilt")
-                sandbox.users -= 1
-            served += 1
 
-        async with ResourcePool(factory, max_size=size) as pool:
-            tasks = [asyncio.create_task(use(pool)) for _ in range(12)]
+class _Storm:
+    """Random users, failures, cancellations and closing times; the invariants of a pool."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = random.Random(seed)
+        self.size = rng.randint(1, 4)
+        checked = CheckedFactory(max_size=self.size, rng=rng)
+        self.factory = rng.choice((SandboxFactory(max_size=self.size), checked))
+        self.early = rng.random() < 0.3
+        drain_sec = rng.choice((0.5, 3, 100))
+        self.pool = ResourcePool(self.factory, max_size=self.size, drain_sec=drain_sec)
+        self.served = 0
+
+    async def use(self) -> None:
+        await asyncio.sleep(self.rng.randint(0, 4))
+        async with self.pool.acquire() as sandbox:
+            sandbox.users += 1
+            assert sandbox.users == 1
+            assert not sandbox.destroyed
+            await asyncio.sleep(self.rng.choice((0, 1, 2)))
+            if self.rng.random() < 0.2:
+                raise ValueError("spoilt")
+            sandbox.users -= 1
+        self.served += 1
+
+    async def run(self) -> None:
+        async with self.pool:
+            tasks = [asyncio.create_task(self.use()) for _ in range(12)]
             for task in tasks:
-                if rng.random() < 0.3:
-                    await asyncio.sleep(rng.choice((0, 0.5, 1)))
+                if self.rng.random() < 0.3:
+                    await asyncio.sleep(self.rng.choice((0, 0.5, 1)))
                     task.cancel()
-            await asyncio.wait(tasks)
-            for task in tasks:
-                assert task.cancelled() or isinstance(task.exception(), ValueError | None)
-            assert served == sum(not t.cancelled() and t.exception() is None for t in tasks)
-            assert pool.report().in_use == 0
-            assert pool.size == factory.alive <= size
-        assert factory.alive == 0
-        assert factory.making == 0
-
-    simulate(main, seed)
+            if not self.early:
+                await asyncio.wait(tasks)
+                assert self.pool.report().in_use == 0
+                assert self.pool.size == self.factory.alive <= self.size
+        await asyncio.wait(tasks)
+        allowed = (ValueError, UsageError) if self.early else ValueError
+        ended = [task.exception() for task in tasks if not task.cancelled()]
+        assert all(error is None or isinstance(error, allowed) for error in ended), ended
+        assert self.served == ended.count(None)
+        assert (self.factory.alive, self.factory.making) == (0, 0)
+        assert self.factory.told == len(self.factory.made)
 
 
 def test_no_schedule_breaks_the_pool() -> None:
-    for seed in range(1500):
-        _storm(seed)
+    for seed in range(2000):
+        simulate(_Storm(seed).run, seed)

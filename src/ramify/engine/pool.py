@@ -129,6 +129,8 @@ class ResourcePool(Generic[T]):
         try:
             self._refuse_if_closed()
             number = await self._take()
+            if number not in self._alive:  # the pool was torn down during its health check
+                raise UsageError(_CLOSED)
             try:
                 yield self._alive[number]
             except BaseException as error:
@@ -151,7 +153,7 @@ class ResourcePool(Generic[T]):
             await self._discard(number)
         resource = await self._factory.create()
         if self._closed:  # whoever closed the pool may have given up waiting for this one
-            await uninterrupted(self._factory.destroy(resource))
+            await uninterrupted(self._unmake(resource))
             raise UsageError(_CLOSED)
         number = next(self._numbers)
         self._alive[number] = resource
@@ -177,10 +179,13 @@ class ResourcePool(Generic[T]):
         if resource is None:
             return  # the other of its user and the closing pool was faster
         try:
-            async with deadline(self._destroy_sec, "destroying a resource", InfraError):
-                await self._factory.destroy(resource)
+            await self._unmake(resource)
         except Exception as error:
             self._failures.append(error)  # raised when the pool closes
+
+    async def _unmake(self, resource: T) -> None:
+        async with deadline(self._destroy_sec, "destroying a resource", InfraError):
+            await self._factory.destroy(resource)
 
     async def _tear_down(self) -> None:
         if self._slots.in_use:
