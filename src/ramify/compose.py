@@ -7,7 +7,6 @@ A name is looked up in our own table, then among entry points (`ramify.sandboxes
 from __future__ import annotations
 
 import inspect
-import os
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import msgspec
 
 from ramify.contracts.agent import Agent
+from ramify.contracts.config import ramify_home
 from ramify.contracts.environment import Environment
 from ramify.contracts.errors import ConfigError, UnknownNameError, UnsupportedError
 from ramify.contracts.reward import Reward
@@ -63,13 +63,6 @@ class Provider:
     name: str
     path: str
     summary: str
-
-
-def home() -> Path:
-    """Where Ramify keeps what outlives a job: `RAMIFY_HOME`, else the user's cache directory."""
-    if chosen := os.environ.get("RAMIFY_HOME"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramify"
 
 
 def known(kind: str) -> dict[str, str]:
@@ -156,12 +149,12 @@ def load_function(path: str) -> Callable[..., Any]:
 
 def remembered_level(digest: str) -> IsolationLevel | None:
     """The isolation level that `ramify tasks check` found for a task of this digest."""
-    return LevelStore(home()).get(digest)
+    return LevelStore(ramify_home()).get(digest)
 
 
 def remember_level(digest: str, level: IsolationLevel) -> None:
     """Keep what `ramify tasks check` found for a task of this digest."""
-    LevelStore(home()).put(digest, level)
+    LevelStore(ramify_home()).put(digest, level)
 
 
 def sandbox_spec(

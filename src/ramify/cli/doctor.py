@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ramify import compose
 from ramify.cli.present import console
+from ramify.contracts.config import ramify_home
 from ramify.contracts.errors import ConfigError
 
 
@@ -32,7 +33,7 @@ def command(as_json: bool) -> int:
         "platform": platform.platform(),
         "user": "root" if os.geteuid() == 0 else f"uid {os.geteuid()}",
         "cpus": os.cpu_count(),
-        "home": str(compose.home()),
+        "home": str(ramify_home()),
         "interpreter": sys.executable,
     }
     if as_json:

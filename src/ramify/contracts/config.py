@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 
 import msgspec
+
+
+def ramify_home(environ: Mapping[str, str] | None = None) -> Path:
+    """Where Ramify keeps what outlives a job, absolute: `RAMIFY_HOME`, else the user's cache.
+
+    The user's cache is `XDG_CACHE_HOME/ramify`, by default `~/.cache/ramify`. Makes nothing.
+    """
+    env = os.environ if environ is None else environ
+    if chosen := env.get("RAMIFY_HOME"):
+        return Path(chosen).expanduser().absolute()
+    cache = env.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache").absolute() / "ramify"
 
 
 class SkillMode(StrEnum):

@@ -16,11 +16,6 @@ _LOCK_LABEL = "ramify.lock"
 _HOST_LABEL = "ramify.host"
 
 
-def default_home() -> Path:
-    """Where state of this user's engines lives: `$RAMIFY_HOME`, else `~/.cache/ramify`."""
-    return Path(os.environ.get("RAMIFY_HOME") or Path.home() / ".cache" / "ramify")
-
-
 class Owner:
     """This engine. The lock is taken when it is made and freed by `close` or by its death."""
 

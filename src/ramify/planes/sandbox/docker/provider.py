@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ramify.contracts.config import ramify_home
 from ramify.contracts.errors import ConfigError, RamifyError, UnsupportedError
 from ramify.contracts.sandbox import (
     Capabilities,
@@ -20,7 +21,7 @@ from ramify.contracts.sandbox import (
 from ramify.planes.sandbox.docker.client import Daemon, EngineClient
 from ramify.planes.sandbox.docker.images import PROVIDER, Images
 from ramify.planes.sandbox.docker.launch import Plan, launch, remove_container
-from ramify.planes.sandbox.docker.owners import Owner, default_home
+from ramify.planes.sandbox.docker.owners import Owner
 from ramify.planes.sandbox.docker.runtime import Runtime
 from ramify.planes.sandbox.docker.sandbox import DockerSandbox
 from ramify.planes.sandbox.docker.sweep import sweep
@@ -48,7 +49,7 @@ class DockerProvider:
     """
 
     def __init__(self, home: Path | None = None) -> None:
-        self._home = home or default_home()
+        self._home = home or ramify_home()
         self._client = EngineClient()
         self._session: _Session | None = None
         self._capabilities: Capabilities | None = None
@@ -165,9 +166,9 @@ class DockerProvider:
 
         try:
             link = await launch(session.client, plan, lost)
-        except RamifyError:
-            session.runtime.forget()
-            await remove_container(session.client, plan.name)
+        except BaseException:
+            session.runtime.forget()  # perhaps it was removed, and that is why
+            await asyncio.shield(remove_container(session.client, plan.name))
             raise
         sandbox = DockerSandbox(
             plan, link, self.capabilities(), lambda: self._remove(session, plan), commit

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from ramify.contracts.config import ramify_home
 from ramify.contracts.errors import ConfigError, SandboxStartError, UnsupportedError
 from ramify.contracts.sandbox import (
     MIB,
@@ -37,15 +38,6 @@ _HOST_PREFIX = "host-"
 _T = TypeVar("_T")
 
 
-def default_home() -> Path:
-    """Where sandboxes live: `sandbox` in $RAMIFY_HOME, else in the user's cache directory."""
-    chosen = os.environ.get("RAMIFY_HOME")
-    if chosen:
-        return Path(chosen) / "sandbox"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "ramify" / "sandbox"
-
-
 class LocalProvider:
     """Makes sandboxes with namespaces (the `SandboxProvider` contract).
 
@@ -57,7 +49,7 @@ class LocalProvider:
     """
 
     def __init__(self, home: Path | None = None) -> None:
-        self._home = (home or default_home()).absolute()
+        self._home = (home or ramify_home()).absolute()
         self._nursery = Nursery(self._home / "run")
         self._machine: Machine | None = None
         self._layout = cgroups.Layout(0, {})
