@@ -49,7 +49,7 @@ class LocalProvider:
     """
 
     def __init__(self, home: Path | None = None) -> None:
-        self._home = (home or ramify_home()).absolute()
+        self._home = (home or ramify_home() / "sandbox").absolute()
         self._nursery = Nursery(self._home / "run")
         self._machine: Machine | None = None
         self._layout = cgroups.Layout(0, {})
