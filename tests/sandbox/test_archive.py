@@ -1,3 +1,4 @@
+import ast
 import io
 import os
 import random
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -620,6 +622,23 @@ def test_a_tree_that_changes_under_the_packer_gives_a_valid_archive(tmp_path: Pa
     finally:
         stop.set()
         thread.join()
+
+
+@pytest.mark.parametrize("module", [descent, packer, unpacker])
+def test_what_runs_inside_speaks_python_38(module: ModuleType) -> None:
+    source = Path(str(module.__file__)).read_text()
+    ast.parse(source, feature_version=(3, 8))
+    assert "from __future__ import annotations" in source
+
+
+def test_packer_and_extractor_agree_on_depth(tmp_path: Path) -> None:
+    (tmp_path / "src" / "a" / "b").mkdir(parents=True)
+    limits = packer.Limits(100, 1000, 1000, 2)
+    status, _, stream = pack_inside(tmp_path / "src", limits)
+    assert status == descent.OK
+    extract(stream, tmp_path / "dest", TransferLimits(max_depth=2))
+    (tmp_path / "src" / "a" / "b" / "c").mkdir()
+    assert pack_inside(tmp_path / "src", limits)[0] == descent.TOO_MUCH
 
 
 # Unpacking inside

@@ -133,16 +133,27 @@ class Place:
             except OSError as error:
                 if error.errno not in (errno.ELOOP, errno.ENOTDIR) or make is None:
                     raise
-                info = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
                 hops += 1
-                if not stat.S_ISLNK(info.st_mode):
+                target = _link_of_root(self.fd, name)
+                if target is None or hops > _MAX_HOPS:
                     raise
-                if info.st_uid != 0 or hops > _MAX_HOPS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
-                target = os.readlink(name, dir_fd=self.fd)
                 if target.startswith(b"/"):
                     self.root()
                 todo.extend(reversed(split_path(target)))
+
+
+def _link_of_root(dir_fd: int, name: bytes) -> bytes | None:
+    """Where a symbolic link leads if root made it; else None, or OSError ELOOP for another's."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISLNK(info.st_mode):
+            return None
+        if info.st_uid != 0:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return os.readlink(b"", dir_fd=fd)  # of the very link that was looked at
+    finally:
+        os.close(fd)
 
 
 def remove(dir_fd: int, name: bytes) -> None:

@@ -206,7 +206,7 @@ class _Packer:
                     continue
                 if entered is not None:
                     stack.append((entered, prefix + name + b"/", []))
-                    if len(stack) > self.limits.max_depth:
+                    if len(stack) > self.limits.max_depth + 1:
                         raise Stop(TOO_MUCH, f"deeper than {self.limits.max_depth} levels")
                     stack[-1][2].extend(self.names(entered))
         finally:
