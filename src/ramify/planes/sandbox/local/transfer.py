@@ -113,7 +113,6 @@ async def download(
             "max_bytes": limits.max_bytes,
             "max_file_bytes": limits.max_file_bytes,
             "max_depth": limits.max_depth,
-            "links": limits.links == "inside",
         },
     }
     try:
