@@ -79,6 +79,12 @@ async def run_rollout(plan: RolloutPlan, ctx: Context) -> RolloutResult:
     return run.result()
 
 
+def _is_cancelled() -> bool:
+    """Whether somebody asked the current task to stop; False for a part's own stray error."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 @dataclass(slots=True)
 class _Rollout:
     """State and control flow of one rollout. Single-use."""
@@ -103,8 +109,11 @@ class _Rollout:
         try:
             await self._live()
         except asyncio.CancelledError as error:
-            self.verdict = classify(error, self.phase)
-            raise
+            if _is_cancelled():
+                self.verdict = classify(error, self.phase)
+                raise
+            stray = InfraError(f"a task of the phase {self.phase} was cancelled by its own side")
+            self.verdict = classify(stray, self.phase)
         except Exception as error:
             # The agent's own failure is already in `verdict`; this one outweighs it.
             self.verdict = classify(error, self.phase)
@@ -211,7 +220,9 @@ class _Rollout:
         try:
             async with asyncio.timeout(_CLEANUP_SEC):
                 await action()
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
             fields = {"what": what, "error": f"{type(error).__name__}: {error}"}
             now = self.ctx.clock.now()
             event = LogEvent(self.ctx.rollout_id, now, "error", "clean-up failed", fields)
@@ -220,6 +231,9 @@ class _Rollout:
     def result(self) -> RolloutResult:
         """The record of what happened; settles the leaf and emits the outcome."""
         plan, tree = self.plan, self.plan.recorder.tree
+        if self.verdict is None and self.verified is None:
+            # Cancelled before its first step, so that no phase could say so.
+            self.verdict = classify(asyncio.CancelledError("before it began"), self.phase)
         outcome = self.verdict.outcome if self.verdict else Outcome.SCORED
         reward = None
         if outcome is Outcome.INVALID:
