@@ -166,3 +166,36 @@ async def test_only_allowed_hosts_are_reached(
     await box.teardown()
     server.close()
     await server.wait_closed()
+
+
+@pytest.mark.parametrize("lockdown", [False, True])
+async def test_an_open_network_ends_before_private_addresses(
+    docker: DockerProvider, docker_spec: SandboxSpec, lockdown: bool
+) -> None:
+    """The host's end of the bridge answers the container's packets, but none is let out to it."""
+    network = NetworkPolicy(NetworkMode.OPEN)
+    spec = SandboxSpec(image=docker_spec.image, network=network, lockdown=lockdown)
+    box, other = await docker.create(spec), await docker.create(spec)
+    script = (
+        "import socket, struct\n"
+        "rows = [l.split() for l in open('/proc/net/route')][1:]\n"
+        "gate = next(r[2] for r in rows if r[1] == '00000000')\n"
+        "gate = socket.inet_ntoa(struct.pack('<I', int(gate, 16)))\n"
+        "own = socket.gethostbyname(socket.gethostname())\n"
+        "for host, dev in ((gate, b''), (gate, b'eth0'), ('169.254.169.254', b''),"
+        " ('192.168.1.1', b''), ('127.0.0.1', b''), (own, b'')):\n"
+        "    s = socket.socket(); s.settimeout(5); s.setsockopt(1, 25, dev)\n"
+        "    try: s.connect((host, 9))\n"
+        "    except OSError as error: print(error.errno)\n"
+        "print(own)"
+    )
+    result = await box.exec(["python3", "-c", script], timeout_sec=40)
+    *errors, own = result.stdout.split()
+    assert errors == [b"1"] * 4 + [b"111"] * 2, result
+    reach = f"import socket; socket.create_connection(('{own.decode()}', 9), 5)"
+    assert b"not permitted" in (await other.exec(["python3", "-c", reach])).stderr
+    status = (await box.exec("grep Cap /proc/self/status")).stdout.decode()
+    for line in status.splitlines():
+        assert not int(line.split()[1], 16) & (1 << 12 | 1 << 13), status
+    for one in (box, other):
+        await one.teardown()

@@ -151,15 +151,11 @@ class EngineClient:
             f"POST /v{daemon.api}/containers/{quote(container)}/attach?{query} HTTP/1.1\r\n"
             "Host: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n"
         )
-        async with asyncio.timeout(timeout_sec):
-            reader, writer = await self._open_raw()
-            try:
-                writer.write(head.encode("ascii"))
-                await _expect_upgrade(reader)
-            except BaseException:
-                writer.transport.abort()
-                raise
-        return reader, writer
+        try:
+            async with asyncio.timeout(timeout_sec):
+                return await self._hijack(head.encode("ascii"))
+        except (asyncio.IncompleteReadError, OSError) as error:  # OSError: also TimeoutError
+            raise SandboxError(f"cannot attach to the container: {error!r}") from error
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
@@ -218,6 +214,16 @@ class EngineClient:
             )
             self._session = aiohttp.ClientSession(connector=connector)
         return self._session, base
+
+    async def _hijack(self, head: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await self._open_raw()
+        try:
+            writer.write(head)
+            await _expect_upgrade(reader)
+        except BaseException:
+            writer.transport.abort()
+            raise
+        return reader, writer
 
     async def _open_raw(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         address = _parse(self.address)

@@ -11,6 +11,8 @@ from ramify.contracts.sandbox import MIB, NetworkMode, SandboxImage, SandboxSpec
 from ramify.planes.sandbox.docker.bundle import MOUNT
 from ramify.planes.sandbox.docker.client import ApiError, EngineClient, Json
 from ramify.planes.sandbox.docker.link import Link
+from ramify.planes.sandbox.docker.outlet import CAPABILITIES
+from ramify.planes.sandbox.docker.wire import PUBLIC
 
 DEFAULT_PIDS = 1024
 
@@ -115,7 +117,7 @@ def _body(plan: Plan) -> Json:
         "User": "0:0",
         "WorkingDir": "/",
         "Entrypoint": list(plan.command),
-        "Cmd": [],
+        "Cmd": [PUBLIC] if _is_open(spec) else [],
         "Env": unset,
         "Healthcheck": {"Test": ["NONE"]},
         "Labels": plan.labels,
@@ -157,7 +159,7 @@ def _host_config(plan: Plan, spec: SandboxSpec) -> Json:
         "SecurityOpt": ["no-new-privileges"],
         "PidsLimit": limits.pids or DEFAULT_PIDS,
         "ShmSize": _SHM_BYTES,
-        "NetworkMode": "bridge" if spec.network.mode is NetworkMode.OPEN else "none",
+        "NetworkMode": "bridge" if _is_open(spec) else "none",
         "Mounts": mounts,
     }
     if limits.memory_mb is not None:
@@ -166,10 +168,21 @@ def _host_config(plan: Plan, spec: SandboxSpec) -> Json:
         config["NanoCpus"] = round(limits.cpus * 1_000_000_000)
     if limits.disk_mb is not None:
         config["StorageOpt"] = {"size": f"{limits.disk_mb}M"}
+    add: list[str] = []
     if spec.lockdown:
         config["CapDrop"] = ["ALL"]
-        config["CapAdd"] = list(_LOCKDOWN_CAPS)
+        add += _LOCKDOWN_CAPS
+    if _is_open(spec):
+        add += CAPABILITIES
+        # Raw frames would go past the policies; without IPv6 there is one way out to watch.
+        config["CapDrop"] = config.get("CapDrop") or ["NET_RAW"]
+        config["Sysctls"] = {"net.ipv6.conf.all.disable_ipv6": "1"}
+    config["CapAdd"] = add
     return config
+
+
+def _is_open(spec: SandboxSpec) -> bool:
+    return spec.network.mode is NetworkMode.OPEN
 
 
 def _refused(error: ApiError, plan: Plan) -> Exception:

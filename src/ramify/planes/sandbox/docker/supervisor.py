@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from typing import Any
 
@@ -25,6 +26,7 @@ import ramify.planes.sandbox.inside as inside
 import ramify.planes.sandbox.processes as processes
 from ramify.planes.sandbox.descent import FAILED
 from ramify.planes.sandbox.docker.channels import READ, WRITE, Loop, Pipe, Sink, Source
+from ramify.planes.sandbox.docker.outlet import close_private
 from ramify.planes.sandbox.packer import Limits, pack
 from ramify.planes.sandbox.unpacker import unpack
 
@@ -450,5 +452,7 @@ def main() -> None:
     if os.getpid() != 1:
         raise SystemExit("the supervisor must be the container's first process")
     processes.prctl(_PR_SET_DUMPABLE, 0)
+    if wire.PUBLIC in sys.argv:
+        close_private()
     Supervisor().serve()
     os._exit(0)

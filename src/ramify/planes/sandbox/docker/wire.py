@@ -30,6 +30,9 @@ CREDIT_ERR = 8
 CLOSE = 9
 """The sender has no more use for the channel."""
 
+PUBLIC = "public"
+"""Argument of the supervisor: there is a network, and only public addresses may be reached."""
+
 WINDOW = 256 * 1024
 CHUNK = 64 * 1024
 MAX_PAYLOAD = 8 * 1024 * 1024
