@@ -151,6 +151,7 @@ class ResourcePool(Generic[T]):
             if await self._still_good(number):
                 return number
             await self._discard(number)
+        self._refuse_if_closed()  # the last ones may still be being destroyed
         resource = await self._factory.create()
         if self._closed:  # whoever closed the pool may have given up waiting for this one
             await uninterrupted(self._unmake(resource))
