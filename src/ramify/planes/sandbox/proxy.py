@@ -144,7 +144,11 @@ class EgressProxy:
             addresses = reachable(addresses)
             if not addresses:
                 self._deny(shown)
-                raise _Refusal(403, f"{shown} has no public address; private ones are refused")
+                raise _Refusal(
+                    403,
+                    f"{shown} has no public address; only an allowed_hosts entry of exactly"
+                    " this host:port lets a private one through",
+                )
         reader, writer = await _connect(addresses, port, shown)
         try:
             yield reader, writer
