@@ -30,6 +30,12 @@ SPEC = SandboxSpec(host_root=True)
 Deed = Callable[["Stage"], Awaitable[None]]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the simulation go on until something holds."""
+    while not condition():  # noqa: ASYNC110 (any step may bring it about, so each one is watched)
+        await asyncio.sleep(0)
+
+
 @dataclass
 class Stage:
     """Where a rollout plays: what goes wrong in which part, and what was done, in order.

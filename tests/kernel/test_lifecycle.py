@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lifecycle_parts import Deed, Stage
+from lifecycle_parts import Deed, Stage, until
 
 from ramify.contracts.config import RolloutConfig
 from ramify.contracts.errors import (
@@ -19,8 +19,8 @@ from ramify.contracts.errors import (
     SandboxStartError,
 )
 from ramify.contracts.events import LogEvent, NodeEvent, Phase
-from ramify.contracts.reward import VerifyResult
 from ramify.contracts.result import RolloutResult
+from ramify.contracts.reward import VerifyResult
 from ramify.contracts.tree import NodeStatus, Outcome
 from ramify.kernel.tree import tree_from_events
 from ramify.testing.sim import simulate
@@ -136,8 +136,7 @@ def test_cancelled_as_a_task(tmp_path: Path, phase: Phase) -> None:
 
     async def main(stage: Stage) -> None:
         task = asyncio.create_task(stage.play())
-        while phase not in stage.log:
-            await asyncio.sleep(0)
+        await until(lambda: phase in stage.log)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -163,8 +162,7 @@ def test_cancelled_before_it_began(tmp_path: Path, seed: int) -> None:
         stage = Stage(tmp_path)
 
         async def cancel_at_once() -> None:
-            while stage.scope is None:
-                await asyncio.sleep(0)
+            await until(lambda: stage.scope is not None)
             stage.scope.cancel("early")
 
         async with asyncio.TaskGroup() as group:
@@ -331,8 +329,7 @@ def test_task_cancelled_in_teardown_ends_it_all_the_same(tmp_path: Path, seed: i
 
         stage = Stage(tmp_path, {"environment": slow})
         task = asyncio.create_task(stage.play())
-        while "environment" not in stage.log:
-            await asyncio.sleep(0)
+        await until(lambda: "environment" in stage.log)
         for _ in range(3):
             task.cancel()
             await asyncio.sleep(0.1)

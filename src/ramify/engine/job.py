@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 import random
@@ -146,9 +147,23 @@ class Job:
                     return result
                 wait = self.plan.retry.delay(item.attempt, rng)
                 self._retrying(result, wait)
-                await self._clock.sleep(wait)
+                await self._pause(wait)
+                if self._cancel.cancelled:
+                    await self._store.record(result)
+                    return result
                 item = msgspec.structs.replace(item, attempt=item.attempt + 1)
         return None
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait before a retry; the job's cancellation ends the wait at once."""
+        async with asyncio.TaskGroup() as group:
+            waits = [
+                group.create_task(self._clock.sleep(seconds)),
+                group.create_task(self._cancel.wait()),
+            ]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
 
     async def _attempt(self, item: WorkItem) -> RolloutResult:
         leased = msgspec.structs.replace(item, fence=self._store.next_fence())

@@ -1,0 +1,330 @@
+"""A job over a real store: each rollout once, only our failures retried, exact numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ramify.contracts.events import LeaseEvent, LogEvent, MetricEvent
+from ramify.contracts.messages import Usage
+from ramify.contracts.result import ErrorInfo, RolloutResult, WorkItem
+from ramify.contracts.tree import Outcome
+from ramify.engine.cancel import Cancellation
+from ramify.engine.job import Job, JobPlan
+from ramify.engine.limits import Budgets
+from ramify.engine.observe import FanOut
+from ramify.engine.reading import JobRecord, Plan, read_results
+from ramify.engine.retry import RetryPolicy
+from ramify.engine.store import Store
+from ramify.engine.summary import summarise
+from ramify.testing.fakecontext import FakeClock, FakeObserver
+
+RECORD = JobRecord("job", "hash", 1.0, Plan(("s:a",), 1, "nop", None, "fake", 0), {}, {})
+SLOTS = [(f"s:{name}", repeat) for name in "abc" for repeat in range(3)]
+Work = Callable[[WorkItem], Awaitable[RolloutResult]]
+
+
+def ended(
+    item: WorkItem,
+    outcome: Outcome = Outcome.SCORED,
+    reward: float | None = 1.0,
+    retry: bool = True,
+) -> RolloutResult:
+    failed = not outcome.counts
+    return RolloutResult(
+        item.rollout_id, item.job_id, item.task_id, item.repeat, item.attempt, item.fence,
+        outcome, item.config_hash, item.seed,
+        reward=None if failed else reward,
+        error=ErrorInfo("x", "it broke", retry, "start") if failed else None,
+    )  # fmt: skip
+
+
+class Bench:
+    """A job directory, and the worker's calls."""
+
+    def __init__(self, path: Path, slots: list[tuple[str, int]] = SLOTS, retries: int = 2) -> None:
+        retry = RetryPolicy(max_retries=retries)
+        self.path = path
+        self.plan = JobPlan("job", "hash", 5, slots, concurrency=3, retry=retry)
+        self.calls: list[WorkItem] = []
+        self.observer = FakeObserver()
+        self.clock = FakeClock()
+        self.cancel = Cancellation()
+        self.summary = summarise([], 0)
+
+    async def run(self, work: Work) -> list[RolloutResult]:
+        """Open the directory, run the job to its end, close; the results in order."""
+
+        async def worker(item: WorkItem) -> RolloutResult:
+            self.calls.append(item)
+            await asyncio.sleep(0)
+            return await work(item)
+
+        store = await Store.create_or_open(self.path, RECORD)
+        try:
+            observer = FanOut([store.observer, self.observer])
+            budgets = Budgets({"rollouts": 3})
+            job = Job(self.plan, store, worker, observer, self.clock, self.cancel, budgets)
+            async with aclosing(job.stream()) as stream:
+                results = [result async for result in stream]
+            self.summary = job.summary
+            return results
+        finally:
+            await store.aclose()
+
+
+class SlowClock(FakeClock):
+    """Sleeps for ever, and has the job cancelled meanwhile."""
+
+    def __init__(self, cancel: Cancellation) -> None:
+        super().__init__()
+        self.cancel = cancel
+
+    async def sleep(self, seconds: float) -> None:
+        self.cancel.cancel("stop")
+        await asyncio.Event().wait()
+
+
+async def scored(item: WorkItem) -> RolloutResult:
+    return ended(item, reward=item.repeat / 2)
+
+
+async def test_each_rollout_once_and_again_none(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "job")
+    results = await bench.run(scored)
+    assert Counter((r.task_id, r.repeat) for r in results) == Counter(SLOTS)
+    assert len(bench.calls) == len(SLOTS)
+    again = Bench(tmp_path / "job")
+    assert sorted(await again.run(scored), key=repr) == sorted(results, key=repr)
+    assert again.calls == [], "what is final is not run again"
+    assert again.summary.mean == bench.summary.mean == 0.5
+    assert len((tmp_path / "job" / "results.jsonl").read_text().splitlines()) == len(SLOTS)
+
+
+async def test_seeds_belong_to_the_slot_not_to_the_schedule(tmp_path: Path) -> None:
+    first, second = Bench(tmp_path / "a"), Bench(tmp_path / "b", SLOTS[::-1])
+    await first.run(scored)
+    await second.run(scored)
+    seeds = [{i.rollout_id: i.seed for i in bench.calls} for bench in (first, second)]
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds[0].values())) == len(SLOTS)
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+async def test_only_our_failures_are_tried_again(tmp_path: Path, outcome: Outcome) -> None:
+    async def work(item: WorkItem) -> RolloutResult:
+        return ended(item, outcome, 0.25)
+
+    bench = Bench(tmp_path / "job", SLOTS[:1], retries=2)
+    (result,) = await bench.run(work)
+    tries = 3 if outcome in (Outcome.ENV_ERROR, Outcome.INFRA_ERROR) else 1
+    assert [call.attempt for call in bench.calls] == list(range(1, tries + 1))
+    assert result.attempt == tries
+    assert result.reward == (0.25 if outcome.counts else None)
+    assert bench.summary.mean == (0.25 if outcome.counts else None), "None is not 0"
+    again = Bench(tmp_path / "job", SLOTS[:1], retries=0)
+    await again.run(scored)
+    assert len(again.calls) == (0 if outcome.counts else 1), "never scored: the next run tries"
+
+
+async def test_what_cannot_be_mended_is_not_tried_again(tmp_path: Path) -> None:
+    async def work(item: WorkItem) -> RolloutResult:
+        return ended(item, Outcome.INFRA_ERROR, retry=False)
+
+    bench = Bench(tmp_path / "job", SLOTS[:1])
+    await bench.run(work)
+    assert len(bench.calls) == 1
+
+
+async def test_a_retry_that_succeeds_replaces_nothing_and_is_reported(tmp_path: Path) -> None:
+    async def work(item: WorkItem) -> RolloutResult:
+        return ended(item) if item.attempt == 2 else ended(item, Outcome.ENV_ERROR)
+
+    bench = Bench(tmp_path / "job", SLOTS[:4])
+    results = await bench.run(work)
+    assert all(r.outcome is Outcome.SCORED and r.attempt == 2 for r in results)
+    assert len((tmp_path / "job" / "results.jsonl").read_text().splitlines()) == 4
+    logs = [e for e in bench.observer.events if isinstance(e, LogEvent)]
+    assert Counter(e.message for e in logs) == {"trying again": 4}
+    assert sum(e.value for e in bench.observer.events if isinstance(e, MetricEvent)) == 4
+    assert bench.clock.time > 1_000_000.0, "it waited in between"
+
+
+async def test_every_attempt_has_a_higher_fence(tmp_path: Path) -> None:
+    async def work(item: WorkItem) -> RolloutResult:
+        return ended(item, Outcome.INFRA_ERROR)
+
+    first, second = Bench(tmp_path / "job"), Bench(tmp_path / "job")
+    await first.run(work)
+    await second.run(work)
+    for bench in (first, second):
+        leased = [e.fence for e in bench.observer.events if isinstance(e, LeaseEvent)]
+        assert leased == sorted(set(leased))
+        assert sorted(leased) == sorted(call.fence for call in bench.calls)
+    assert min(c.fence for c in second.calls) > max(c.fence for c in first.calls)
+
+
+async def test_a_result_of_an_older_lease_is_not_recorded(tmp_path: Path) -> None:
+    """A worker that answers for a lease that is not its own changes nothing on disk."""
+    stolen: list[WorkItem] = []
+
+    async def work(item: WorkItem) -> RolloutResult:
+        if not stolen:
+            stolen.append(item)
+            return ended(item, Outcome.INFRA_ERROR)
+        return ended(stolen[0], reward=0.125)
+
+    bench = Bench(tmp_path / "job", SLOTS[:1])
+    await bench.run(work)
+    assert read_results(tmp_path / "job") == {}
+    ignored = [e for e in bench.observer.events if isinstance(e, LogEvent)]
+    assert "trying again" in {e.message for e in ignored}
+
+
+async def test_when_cancelled_nothing_starts_and_what_ran_is_kept(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "job")
+
+    async def work(item: WorkItem) -> RolloutResult:
+        if len(bench.calls) < 4:
+            return ended(item)
+        bench.cancel.cancel("stop")
+        return ended(item, Outcome.CANCELLED)
+
+    results = await bench.run(work)
+    outcomes = Counter(r.outcome for r in results)
+    assert outcomes[Outcome.SCORED] == 3
+    assert outcomes[Outcome.CANCELLED] == len(bench.calls) - 3
+    assert len(bench.calls) <= 6, "at most what was in flight"
+    again = Bench(tmp_path / "job")
+    assert len(await again.run(scored)) == len(SLOTS)
+    assert len(again.calls) == len(SLOTS) - 3
+
+
+async def test_cancelled_while_waiting_for_a_retry(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "job", SLOTS[:1], retries=9)
+
+    async def work(item: WorkItem) -> RolloutResult:
+        return ended(item, Outcome.INFRA_ERROR)
+
+    bench.clock = SlowClock(bench.cancel)
+    (result,) = await bench.run(work)
+    assert len(bench.calls) == 1
+    assert result.outcome is Outcome.INFRA_ERROR, "what is known is recorded"
+    assert read_results(tmp_path / "job") == {result.rollout_id: result}
+
+
+async def test_a_consumer_that_leaves_early_loses_nothing(tmp_path: Path) -> None:
+    store = await Store.create_or_open(tmp_path / "job", RECORD)
+    plan = Bench(tmp_path).plan
+    calls: list[WorkItem] = []
+
+    async def worker(item: WorkItem) -> RolloutResult:
+        calls.append(item)
+        await asyncio.sleep(0)
+        return ended(item)
+
+    budgets = Budgets({"rollouts": 3})
+    job = Job(plan, store, worker, store.observer, FakeClock(), Cancellation(), budgets)
+    seen: list[RolloutResult] = []
+    async with aclosing(job.stream()) as stream:
+        async for result in stream:
+            seen.append(result)
+            break
+    await store.aclose()
+    assert seen[0].rollout_id in read_results(tmp_path / "job"), "durable before it is yielded"
+    again = Bench(tmp_path / "job")
+    assert len(await again.run(scored)) == len(SLOTS)
+
+
+async def test_weights_hold_back_what_is_heavy(tmp_path: Path) -> None:
+    """Two rollouts that each take two of three places never run together."""
+    running, most = 0, 0
+
+    async def work(item: WorkItem) -> RolloutResult:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.005)
+        running -= 1
+        return ended(item)
+
+    bench = Bench(tmp_path / "job", SLOTS[:4])
+    weights = {task_id: {"rollouts": 2} for task_id, _ in SLOTS}
+    bench.plan = JobPlan("job", "hash", 5, SLOTS[:4], 3, RetryPolicy(), weights)
+    await bench.run(work)
+    assert most == 1
+
+
+outcomes = st.sampled_from(list(Outcome))
+quarters = st.integers(-8, 8).map(lambda n: n / 4)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from("abcd"), outcomes, quarters), max_size=20))
+def test_the_summary_against_fractions(rows: list[tuple[str, Outcome, float]]) -> None:
+    results = [
+        ended(WorkItem("job", f"s:{task}", number, 0, "hash"), outcome, reward)
+        for number, (task, outcome, reward) in enumerate(rows)
+    ]
+    random.Random(0).shuffle(results)
+    summary = summarise(results, planned=30)
+    counted = [(task, Fraction(reward)) for task, outcome, reward in rows if outcome.counts]
+    assert summary.counted == len(counted)
+    assert summary.finished == len(rows)
+    assert summary.unscored == len(rows) - len(counted)
+    assert summary.outcomes == Counter(outcome.value for _, outcome, _ in rows)
+    assert not summary.complete
+    if not counted:
+        assert summary.mean is None
+        assert summary.stderr is None
+        return
+    mean = sum(value for _, value in counted) / len(counted)
+    assert summary.mean == pytest.approx(float(mean), abs=1e-12)
+    tasks = {task for task, _ in counted}
+    if len(tasks) == 1:  # its rollouts are the clusters
+        sums = [value - mean for _, value in counted]
+    else:
+        sums = [sum((v - mean for t, v in counted if t == task), Fraction(0)) for task in tasks]
+    if len(sums) < 2:
+        assert summary.stderr is None, "unknown is not zero"
+        return
+    groups = len(sums)
+    variance = Fraction(groups, groups - 1) * sum(s * s for s in sums) / len(counted) ** 2
+    assert summary.stderr is not None
+    assert summary.stderr**2 == pytest.approx(float(variance), abs=1e-12)
+
+
+def test_by_hand() -> None:
+    """Two tasks, two rollouts each: 1, 0 and 1, 1. Mean 3/4; SE² = 2 · (1/4 + 1/4) / 16."""
+    rewards = [("a", 0, 1.0), ("a", 1, 0.0), ("b", 0, 1.0), ("b", 1, 1.0)]
+    results = [ended(WorkItem("job", f"s:{t}", n, 0, "h"), reward=r) for t, n, r in rewards]
+    results[0] = RolloutResult(
+        *[getattr(results[0], name) for name in RolloutResult.__struct_fields__[:9]],
+        reward=1.0, usage=Usage(input_tokens=3), timings={"start": 0.5, "verify": 0.25},
+    )  # fmt: skip
+    summary = summarise(results, planned=4, wall_sec=2.0)
+    assert summary.mean == 0.75
+    assert summary.stderr == 0.25
+    assert summary.complete
+    assert summary.seconds == {"start": 0.5, "verify": 0.25}
+    assert summary.usage.input_tokens == 3
+
+
+def test_invalid_counts_as_its_minimum_and_is_not_left_out() -> None:
+    items = [WorkItem("job", "s:a", number, 0, "h") for number in range(3)]
+    results = [
+        ended(items[0], Outcome.SCORED, 1.0),
+        ended(items[1], Outcome.INVALID, -1.0),
+        ended(items[2], Outcome.INFRA_ERROR),
+    ]
+    summary = summarise(results, planned=3)
+    assert (summary.mean, summary.counted, summary.unscored) == (0.0, 2, 1)
