@@ -275,6 +275,5 @@ def _give_up_powers(world: World) -> None:
     ns.limit_capabilities(frozenset() if world.lockdown else ns.KEPT_CAPABILITIES)
     if world.lockdown or world.mode == "plain":
         ns.no_new_privileges()
-    if world.lockdown:
         ns.deny_dangerous_calls()
     ns.not_dumpable()

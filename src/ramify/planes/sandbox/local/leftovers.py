@@ -36,6 +36,8 @@ def sweep(runs: Path, layout: cgroups.Layout) -> int:
         fd = os.open(runs, os.O_RDONLY | os.O_DIRECTORY)
         try:
             remove(fd, os.fsencode(place.name))
+        except FileNotFoundError:
+            continue  # its spawner, or another sweep, removes it at the same time
         finally:
             os.close(fd)
         removed += 1

@@ -95,7 +95,9 @@ def dead_engines(runs: Path) -> list[Path]:
         try:
             lock = os.open(place / _LOCK, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            continue  # being made or being removed at this moment
+            if not place.name.startswith("."):  # else it is being made at this moment
+                dead.append(place)
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             dead.append(place)

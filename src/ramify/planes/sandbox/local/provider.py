@@ -22,11 +22,12 @@ from ramify.contracts.sandbox import (
 from ramify.planes.sandbox.inside import DEFAULT_PATH
 from ramify.planes.sandbox.layers import LayerStore, Scratch
 from ramify.planes.sandbox.local import cgroups, leftovers
+from ramify.planes.sandbox.local.demands import demanded_limits
 from ramify.planes.sandbox.local.disk import DiskWatch
 from ramify.planes.sandbox.local.hostroot import HostBase, Part, found_base, host_base
 from ramify.planes.sandbox.local.namespaces import FIRST_ID
 from ramify.planes.sandbox.local.nursery import Nursery
-from ramify.planes.sandbox.local.probe import Machine
+from ramify.planes.sandbox.local.probe import Machine, Mode
 from ramify.planes.sandbox.local.process import probe
 from ramify.planes.sandbox.local.sandbox import Birth, LocalSandbox
 from ramify.planes.sandbox.local.wire import Message
@@ -46,9 +47,11 @@ class LocalProvider:
 
     Args:
         home: the directory for images and running sandboxes; not on an overlay file system.
+        mode: use this mode instead of the strongest one that works (`plain` for root).
     """
 
-    def __init__(self, home: Path | None = None) -> None:
+    def __init__(self, home: Path | None = None, *, mode: Mode | None = None) -> None:
+        self._mode = mode
         self._home = (home or ramify_home() / "sandbox").absolute()
         self._nursery = Nursery(self._home / "run")
         self._machine: Machine | None = None
@@ -190,7 +193,12 @@ class LocalProvider:
         async with self._lock:
             if self._machine is None:
                 self._layout = cgroups.discover()
-                self._machine = await probe()
+                machine = await probe()
+                if self._mode is not None and machine.mode != "none":
+                    machine = machine._replace(
+                        mode=self._mode, detail=f"{self._mode}, as asked for"
+                    )
+                self._machine = machine
             return self._machine
 
     async def _open_store(self) -> LayerStore:
@@ -208,12 +216,7 @@ class LocalProvider:
             raise UnsupportedError("the local sandbox builds no images; use the docker sandbox")
         if not has_image and (spec.image is None) != spec.host_root:
             raise ConfigError("exactly one of image, build and host_root must be given")
-        wanted = {
-            name
-            for name in ("memory_mb", "cpus", "pids", "disk_mb")
-            if getattr(spec.limits, name) is not None
-        }
-        missing = sorted(wanted - self.capabilities().limits)
+        missing = sorted(demanded_limits(spec.limits) - self.capabilities().limits)
         if missing:
             raise UnsupportedError(
                 f"the local sandbox cannot enforce {', '.join(missing)} here: no cgroup is"
