@@ -162,6 +162,12 @@ def test_no_schedule_breaks_a_stream() -> None:
         simulate(_Storm(seed).run, seed)
 
 
+@pytest.mark.proof
+def test_no_schedule_breaks_a_stream_in_full() -> None:
+    for seed in range(20_000):
+        simulate(_Storm(seed).run, seed)
+
+
 def test_a_plain_break_stops_the_workers() -> None:
     async def main() -> None:
         ended: list[int] = []

@@ -113,6 +113,12 @@ def test_no_schedule_breaks_the_semaphore() -> None:
         _storm(seed)
 
 
+@pytest.mark.proof
+def test_no_schedule_breaks_the_semaphore_in_full() -> None:
+    for seed in range(20_000):
+        _storm(seed)
+
+
 def test_those_behind_a_cancelled_waiter_move_up() -> None:
     async def main() -> None:
         semaphore = WeightedSemaphore("slots", 3)

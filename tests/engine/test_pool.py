@@ -302,5 +302,11 @@ class _Storm:
 
 
 def test_no_schedule_breaks_the_pool() -> None:
-    for seed in range(2000):
+    for seed in range(2500):  # 2256 once made a resource too many after closing
+        simulate(_Storm(seed).run, seed)
+
+
+@pytest.mark.proof
+def test_no_schedule_breaks_the_pool_in_full() -> None:
+    for seed in range(20_000):
         simulate(_Storm(seed).run, seed)
