@@ -1,7 +1,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -289,6 +291,19 @@ async def test_unresolvable_and_unreachable_hosts_give_502() -> None:
     proxy = EgressProxy(allow(f"127.0.0.1:{port}"))
     answer = await talk(proxy, b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n\r\n" % port)
     assert answer.startswith(b"HTTP/1.1 502 ")
+
+
+async def test_names_of_this_machine_are_resolved_without_the_loops_threads() -> None:
+    async with serving(Web(OK)) as port:
+        asyncio.get_running_loop().set_default_executor(_NoThreads())
+        proxy = EgressProxy(allow(f"localhost:{port}"))
+        request = b"GET http://localhost:%d/ HTTP/1.1\r\n\r\n" % port
+        assert (await talk(proxy, request)).endswith(b"hi")
+
+
+class _NoThreads(ThreadPoolExecutor):
+    def submit(self, *args: object, **kwargs: object) -> NoReturn:  # type: ignore[override]
+        raise AssertionError("a lookup may block for long: it must not use the shared threads")
 
 
 async def test_mode_none_refuses_even_what_is_named() -> None:

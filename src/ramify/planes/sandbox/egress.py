@@ -6,7 +6,9 @@ import asyncio
 import re
 import socket
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from ramify.contracts.errors import ConfigError
@@ -17,6 +19,7 @@ Resolver = Callable[[str, int], Awaitable[list[str]]]
 """From host and port to addresses, as text. Raises OSError."""
 
 _HOST = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
+_LOOKUPS = 4
 _NAT64 = IPv6Network("64:ff9b::/96")
 _DOCUMENTATION = "192.0.2.1"  # no machine has it
 
@@ -111,11 +114,23 @@ def compile_rules(policy: NetworkPolicy) -> Rules:
     return Rules(policy.mode, frozenset(exact), frozenset(hosts), tuple(domains))
 
 
-async def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a host by the machine's own resolver, in its order of preference."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(item[4][0]) for item in found))
+class MachineResolver:
+    """Asks the machine's own resolver, in threads of its own.
+
+    A lookup can take as long as a hostile name server likes; here it can hold up only the lookups
+    of the same sandbox. The threads end with the object.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_LOOKUPS, "ramify-dns")
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        """The addresses of a host, in order of preference. Raises: OSError."""
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(
+            self._threads, partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        )
+        return list(dict.fromkeys(str(item[4][0]) for item in found))
 
 
 def reachable(addresses: list[str]) -> list[str]:

@@ -16,11 +16,11 @@ from typing import Any
 
 from ramify.contracts.sandbox import ByteReader, ByteWriter, NetworkPolicy
 from ramify.planes.sandbox.egress import (
+    MachineResolver,
     Resolver,
     compile_rules,
     parse_authority,
     reachable,
-    resolve,
 )
 from ramify.planes.sandbox.http1 import BadMessage, Body, Source, read_head
 
@@ -68,12 +68,12 @@ class EgressProxy:
         *,
         idle_sec: float = 300.0,
         max_connections: int = 256,
-        resolver: Resolver = resolve,
+        resolver: Resolver | None = None,
     ) -> None:
         self._rules = compile_rules(policy)
         self._idle_sec = idle_sec
         self._free = max_connections
-        self._resolver = resolver
+        self._resolver = resolver or MachineResolver()
         self._denied: dict[str, None] = {}
 
     @property
