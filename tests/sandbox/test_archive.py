@@ -20,7 +20,8 @@ from ramify.contracts.errors import RamifyError, SandboxError, TransferLimitErro
 from ramify.contracts.sandbox import TransferLimits, TransferReport
 from ramify.planes.sandbox import descent, packer, unpacker
 from ramify.planes.sandbox.archive import Extractor
-from ramify.planes.sandbox.packing import digest_tree, pack_tree
+from ramify.planes.sandbox.digests import digest_tree
+from ramify.planes.sandbox.packing import pack_tree
 
 INSIDE = TransferLimits(links="inside")
 Member = tuple[str, dict[str, object]]

@@ -16,8 +16,8 @@ import pytest
 
 from ramify.contracts.errors import ConfigError, StoreError, UnsupportedError
 from ramify.contracts.sandbox import SandboxImage
+from ramify.planes.sandbox.digests import digest_layer, digest_tree
 from ramify.planes.sandbox.layers import LayerStore
-from ramify.planes.sandbox.packing import digest_layer, digest_tree
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root: owners and overlay mounts")
 Files = dict[str, bytes]

@@ -258,7 +258,8 @@ class _TransferSink:
             for parts in escaping:
                 tree.drop(parts)
                 self._drop(b"/".join(parts), "symbolic link out of the tree")
-            made = [parts for parts in made if parts not in set(escaping)]
+            gone = set(escaping)
+            made = [parts for parts in made if parts not in gone]
 
     # Limits and report
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from ramify.planes.sandbox.digests import digest_layer
 from ramify.planes.sandbox.layer_index import (
     LayerRecord,
     add_ref,
@@ -22,7 +23,6 @@ from ramify.planes.sandbox.layer_index import (
     write_json,
 )
 from ramify.planes.sandbox.layer_unpack import unpack_layer
-from ramify.planes.sandbox.packing import digest_layer
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 

@@ -3,7 +3,7 @@
 An image is a stack of layers, a layer a directory that never changes once it is in the store.
 Freezing a running file system renames its upper directory into the store, so its cost does not
 depend on the size of the state; the digest of what changed is computed then too, and that reads
-the changed files once (about a second per GiB, from the page cache).
+the changed files once (SHA-256 of the page cache on up to 8 cores).
 
 Every method blocks (call it in a thread) and may be called from any thread. Several engines can
 share a store: each open `LayerStore` is one engine, whose scratch directories another one removes
@@ -12,6 +12,7 @@ once it is dead.
 
 from __future__ import annotations
 
+import fcntl
 import lzma
 import os
 import platform
@@ -24,6 +25,7 @@ import msgspec
 
 from ramify.contracts.errors import ConfigError, StoreError
 from ramify.contracts.sandbox import SandboxImage
+from ramify.planes.sandbox.digests import digest_layer
 from ramify.planes.sandbox.layer_claim import Claim, chain_digest, trash_in
 from ramify.planes.sandbox.layer_copy import copy_over
 from ramify.planes.sandbox.layer_index import (
@@ -42,7 +44,6 @@ from ramify.planes.sandbox.layer_index import (
 )
 from ramify.planes.sandbox.layer_sweep import hold_lock, sweep_store
 from ramify.planes.sandbox.oci import ImageConfig, ImageManifest, decompressed, read_manifest
-from ramify.planes.sandbox.packing import digest_layer
 
 MAX_DEPTH = 64
 """Freezing an image of this many layers flattens it first. The kernel's limit is 500."""
@@ -106,6 +107,7 @@ class LayerStore:
     def close(self) -> None:
         """Remove this engine's scratch directories and untagged frozen images. Idempotent."""
         if self._lock_fd >= 0:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)  # also where a child inherited it
             os.close(self._lock_fd)
             self._lock_fd = -1
             sweep_store(self.root)
