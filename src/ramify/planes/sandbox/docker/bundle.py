@@ -2,7 +2,7 @@
 
 An image needs nothing for it: the bundle brings its own dynamic loader and C library, so it runs
 in images without Python and of another C library. It is a tar archive of about 30 MB, laid out for
-`MOUNT`; `digest` names its content, so that one copy per daemon serves every container.
+`MOUNT`; a digest names it, so that one copy per daemon serves every container.
 """
 
 from __future__ import annotations
@@ -49,66 +49,68 @@ for name, module in sorted(sys.modules.items()):
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
-    """A runtime, ready to be shipped.
+class Recipe:
+    """A runtime that can be packed.
 
-    `archive` is a tar of what lies under `MOUNT`, `command` what starts the supervisor there.
+    `digest` identifies it (this interpreter and our sources), `command` starts the supervisor.
+    `executable` is empty where the image's own `python3` is to run it.
     """
 
     digest: str
-    archive: bytes
     command: tuple[str, ...]
+    executable: str
+    loader: str
+    sources: dict[str, bytes]
+    imported: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One file of the bundle: its path under MOUNT, its mode, its bytes, and what it hashes as."""
+    """One file of the bundle: its path under MOUNT, its mode, its bytes."""
 
     path: str
     mode: int
     data: bytes
-    source: bytes
 
 
-async def make_bundle(daemon_os: str, daemon_arch: str) -> Bundle:
-    """The bundle for a daemon: with this interpreter where it can run there.
+def make_recipe(daemon_os: str, daemon_arch: str) -> Recipe:
+    """The recipe for a daemon: with this interpreter where it can run there; blocking, quick.
 
     Otherwise (another system or architecture) it holds the supervisor alone, for the `python3` of
     the image. Raises: SandboxStartError (the interpreter cannot be read).
     """
-    native = (
-        sys.platform == "linux"
-        and daemon_os == "linux"
-        and _ARCH.get(platform.machine()) == daemon_arch
-    )
-    sources, imported = await asyncio.to_thread(_closure)
-    entries = _application(sources, compiled=native)
-    if not native:
-        command = ("python3", "-I", "-S", "-c", _BOOT)
-        return await asyncio.to_thread(_pack, entries, command)
-    executable, loader = await asyncio.to_thread(_interpreter)
-    modules = await _modules(executable, imported)
-    extensions = [path for path in modules.values() if ".so" in Path(path).name]
-    libraries = await _libraries(loader, [executable, *extensions])
-    python = f"{MOUNT}/bin/init"
-    inhibit = ("--inhibit-rpath", python) if Path(loader).name.startswith("ld-linux") else ()
-    command = (
-        f"{MOUNT}/lib/{Path(loader).name}",
-        *inhibit,
-        *("--library-path", f"{MOUNT}/lib", python, "-I", "-S", "-c", _BOOT),
+    sources, imported = _closure()
+    executable = loader = ""
+    command = ["python3", "-I", "-S", "-c", _BOOT]
+    identity = [sys.version]
+    if sys.platform == "linux" == daemon_os and _ARCH.get(platform.machine()) == daemon_arch:
+        executable, loader = _interpreter()
+        init = f"{MOUNT}/bin/init"
+        inhibit = ["--inhibit-rpath", init] if Path(loader).name.startswith("ld-linux") else []
+        start = [f"{MOUNT}/lib/{Path(loader).name}", *inhibit, "--library-path", f"{MOUNT}/lib"]
+        command = [*start, init, *command[1:]]
+        stat = Path(executable).stat()
+        identity += [executable, str(stat.st_size), str(stat.st_mtime_ns)]
+    digest = hashlib.sha256(repr((command, identity, sorted(sources.items()))).encode())
+    return Recipe(
+        digest.hexdigest()[:24], tuple(command), executable, loader, sources, tuple(imported)
     )
 
-    def assemble() -> Bundle:
-        binaries = [
-            _file("bin/init", executable),
-            _file(f"lib/{Path(loader).name}", loader),
-            *(
-                _file(f"lib/{name}", path)
-                for name, path in sorted(libraries.items())
-                if name != Path(loader).name
-            ),
-        ]
-        return _pack([*binaries, *_stdlib(modules), *entries], command)
+
+async def pack(recipe: Recipe) -> bytes:
+    """The tar archive of what is to lie under `MOUNT`. Raises: SandboxStartError."""
+    entries = _application(recipe.sources, compiled=bool(recipe.executable))
+    if not recipe.executable:
+        return await asyncio.to_thread(_archive, entries)
+    modules = await _modules(recipe.executable, recipe.imported)
+    extensions = [path for path in modules.values() if ".so" in Path(path).name]
+    libraries = await _libraries(recipe.loader, [recipe.executable, *extensions])
+    libraries[Path(recipe.loader).name] = recipe.loader
+
+    def assemble() -> bytes:
+        shared = [_file(f"lib/{name}", path) for name, path in libraries.items()]
+        init = _file("bin/init", recipe.executable)
+        return _archive([init, *shared, *_stdlib(modules), *entries])
 
     try:
         return await asyncio.to_thread(assemble)
@@ -157,10 +159,10 @@ def _application(sources: dict[str, bytes], *, compiled: bool) -> list[_Entry]:
     files |= {f"{_APP}/{name.replace('.', '/')}.py": data for name, data in sources.items()}
     if compiled:
         return [_code(path, data) for path, data in files.items()]
-    return [_Entry(path, 0o644, data, data) for path, data in files.items()]
+    return [_Entry(path, 0o644, data) for path, data in files.items()]
 
 
-async def _modules(executable: str, names: list[str]) -> dict[str, str]:
+async def _modules(executable: str, names: tuple[str, ...]) -> dict[str, str]:
     # `encodings` loads its codecs by name at run time; these are the ones text can ask for.
     wanted = [*names, "encodings.idna", "encodings.ascii", "encodings.latin_1", "os"]
     listed = await _output(executable, "-I", "-S", "-c", _LIST_MODULES, *wanted)
@@ -238,30 +240,26 @@ def _stdlib(modules: dict[str, str]) -> list[_Entry]:
 
 
 def _file(path: str, host: str) -> _Entry:
-    data = Path(host).read_bytes()
-    return _Entry(path, 0o755, data, data)
+    return _Entry(path, 0o755, Path(host).read_bytes())
 
 
 def _code(path: str, source: bytes) -> _Entry:
     """A module without its source: nothing to compile and nothing to compare at start."""
     code = compile(source, f"{MOUNT}/{path}", "exec", dont_inherit=True, optimize=2)
     header = importlib.util.MAGIC_NUMBER + struct.pack("<I", 1) + bytes(8)
-    return _Entry(path + "c", 0o644, header + marshal.dumps(code), source)
+    return _Entry(path + "c", 0o644, header + marshal.dumps(code))
 
 
-def _pack(entries: list[_Entry], command: tuple[str, ...]) -> Bundle:
-    digest = hashlib.sha256(repr((command, sys.version)).encode())
+def _archive(entries: list[_Entry]) -> bytes:
     folders = sorted({str(up) for item in entries for up in Path(item.path).parents} - {"."})
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for folder in folders:
             archive.addfile(_header(folder, 0o755, 0, tarfile.DIRTYPE))
         for item in sorted(entries, key=lambda entry: entry.path):
-            digest.update(f"{item.path}\0{len(item.source)}\0".encode())
-            digest.update(item.source)
             header = _header(item.path, item.mode, len(item.data), tarfile.REGTYPE)
             archive.addfile(header, io.BytesIO(item.data))
-    return Bundle(digest.hexdigest()[:24], buffer.getvalue(), command)
+    return buffer.getvalue()
 
 
 def _header(path: str, mode: int, size: int, kind: bytes) -> tarfile.TarInfo:

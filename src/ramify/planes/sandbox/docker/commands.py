@@ -74,7 +74,7 @@ async def run(
         except TimeoutError:
             timed_out = True
             event = await kill(channel)
-        if kill_leftovers and not timed_out:
+        if kill_leftovers and not timed_out and event["event"] == "ended":
             await kill(channel)
     except asyncio.CancelledError:
         channel.tell({"do": "kill"})

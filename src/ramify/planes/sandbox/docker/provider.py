@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ramify.contracts.config import ramify_home
-from ramify.contracts.errors import ConfigError, RamifyError, UnsupportedError
+from ramify.contracts.errors import ConfigError, RamifyError, SandboxError, UnsupportedError
 from ramify.contracts.sandbox import (
     Capabilities,
     NetworkMode,
@@ -27,6 +28,7 @@ from ramify.planes.sandbox.docker.sandbox import DockerSandbox
 from ramify.planes.sandbox.docker.sweep import sweep
 
 _CLOSE_SEC = 120.0
+_LOG = logging.getLogger("ramify.sandbox.docker")
 _T = TypeVar("_T")
 
 
@@ -196,9 +198,16 @@ class DockerProvider:
         """Remove a container in the background; once."""
         self._sandboxes.pop(plan.name, None)
         if plan.name not in self._removals:
-            task = self._start(remove_container(session.client, plan.name))
+            task = self._start(self._removed(session, plan.name))
             self._removals[plan.name] = (plan.image.id, task)
             task.add_done_callback(lambda _: self._removals.pop(plan.name, None))
+
+    async def _removed(self, session: _Session, name: str) -> None:
+        try:
+            await remove_container(session.client, name)
+        except (SandboxError, TimeoutError) as error:
+            # Its processes end with our connection all the same; a sweep takes the rest.
+            _LOG.warning("the container %s could not be removed: %s", name, error)
 
     def _start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.create_task(work)

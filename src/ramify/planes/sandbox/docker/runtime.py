@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 
-from ramify.planes.sandbox.docker.bundle import MOUNT, Bundle, make_bundle
+from ramify.planes.sandbox.docker.bundle import MOUNT, Recipe, make_recipe, pack
 from ramify.planes.sandbox.docker.client import ApiError, EngineClient, Json
 
 DATA_LABEL = "ramify.runtime.data"
@@ -25,7 +25,7 @@ class Runtime:
         self._client = client
         self._labels = labels
         self._lock = asyncio.Lock()
-        self._bundle: Bundle | None = None
+        self._recipe: Recipe | None = None
         self._volume: str | None = None
 
     async def ensure(self, image: str) -> tuple[str, tuple[str, ...]]:
@@ -35,14 +35,14 @@ class Runtime:
         SandboxStartError.
         """
         async with self._lock:
-            if self._bundle is None:
+            if self._recipe is None:
                 daemon = await self._client.connect()
-                self._bundle = await make_bundle(daemon.os, daemon.arch)
+                self._recipe = await asyncio.to_thread(make_recipe, daemon.os, daemon.arch)
             if self._volume is None:
-                self._volume = await self._find(self._bundle.digest)
+                self._volume = await self._find(self._recipe.digest)
             if self._volume is None:
-                self._volume = await self._make(self._bundle, image)
-            return self._volume, self._bundle.command
+                self._volume = await self._make(self._recipe, image)
+            return self._volume, self._recipe.command
 
     def forget(self) -> None:
         """Look for the volume again next time: it seems to have been removed."""
@@ -60,13 +60,13 @@ class Runtime:
         )  # it points to a volume that somebody pruned
         return None
 
-    async def _make(self, bundle: Bundle, image: str) -> str:
-        mine = f"{_pointer(bundle.digest)}-{secrets.token_hex(6)}"
+    async def _make(self, recipe: Recipe, image: str) -> str:
+        mine = f"{_pointer(recipe.digest)}-{secrets.token_hex(6)}"
         await self._create(mine, {**self._labels, "ramify.runtime": "files"})
         try:
-            await self._fill(mine, bundle, image)
+            await self._fill(mine, await pack(recipe), image)
             labels = {"ramify": "1", "ramify.runtime": "pointer", DATA_LABEL: mine}
-            winner = await self._create(_pointer(bundle.digest), labels)
+            winner = await self._create(_pointer(recipe.digest), labels)
         except BaseException:
             await asyncio.shield(remove_volume(self._client, mine))
             raise
@@ -75,7 +75,7 @@ class Runtime:
             await remove_volume(self._client, mine)
         return chosen
 
-    async def _fill(self, volume: str, bundle: Bundle, image: str) -> None:
+    async def _fill(self, volume: str, archive: bytes, image: str) -> None:
         """Through a container that is never started: only it can be given an archive."""
         mount = {"Type": "volume", "Source": volume, "Target": MOUNT}
         body: Json = {
@@ -93,7 +93,7 @@ class Runtime:
                 "PUT",
                 f"/containers/{helper}/archive",
                 "take the runtime",
-                bundle.archive,
+                archive,
                 query={"path": MOUNT},
             ):
                 pass

@@ -13,6 +13,7 @@ everything that it says, and verification runs in fresh containers.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -454,5 +455,7 @@ def main() -> None:
     processes.prctl(_PR_SET_DUMPABLE, 0)
     if wire.PUBLIC in sys.argv:
         close_private()
-    Supervisor().serve()
+    supervisor = Supervisor()
+    gc.freeze()  # what is there by now stays: no collection touches it, no fork copies it
+    supervisor.serve()
     os._exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
 from typing import Any
 
 from ramify.planes.sandbox.docker.client import EngineClient, Json
@@ -10,6 +11,8 @@ from ramify.planes.sandbox.docker.images import remove_image
 from ramify.planes.sandbox.docker.launch import remove_container
 from ramify.planes.sandbox.docker.owners import ENGINE_LABEL, forget_orphan, is_orphan
 from ramify.planes.sandbox.docker.runtime import DATA_LABEL, remove_volume
+
+_KEPT = timedelta(days=14)
 
 
 async def sweep(client: EngineClient) -> int:
@@ -23,6 +26,7 @@ async def sweep(client: EngineClient) -> int:
         removed += await remove_image(client, str(item["Id"]))
         swept.append(item["Labels"])
     used = await _runtimes(client)
+    removed += await _remove_old(client, used)
     for item in await _orphans(client, "/volumes", {}):
         if item["Name"] not in used:
             removed += await remove_volume(client, str(item["Name"]))
@@ -39,10 +43,27 @@ async def _orphans(client: EngineClient, path: str, query: dict[str, str]) -> li
     return sorted(items, key=lambda item: str(item.get("Created", "")), reverse=True)
 
 
-async def _runtimes(client: EngineClient) -> set[str]:
-    """The volumes of finished runtimes, whoever filled them."""
+async def _runtimes(client: EngineClient) -> dict[str, Json]:
+    """Pointers of finished runtimes, by the volume with the files, whoever filled it."""
     pointers = await _list(client, "/volumes", {}, DATA_LABEL)
-    return {str(item["Labels"][DATA_LABEL]) for item in pointers}
+    return {str(item["Labels"][DATA_LABEL]): item for item in pointers}
+
+
+async def _remove_old(client: EngineClient, runtimes: dict[str, Json]) -> int:
+    """Remove runtimes made long ago that no container uses; one still wanted is made again."""
+    info: Json = await client.call("GET", "/info", "tell the time")
+    limit = _moment(info["SystemTime"]) - _KEPT
+    removed = 0
+    for volume, pointer in runtimes.items():
+        # The files first: Docker refuses while a container uses them.
+        if _moment(pointer["CreatedAt"]) < limit and await remove_volume(client, volume):
+            removed += 1 + await remove_volume(client, str(pointer["Name"]))
+    return removed
+
+
+def _moment(text: str) -> datetime:
+    """A time of the daemon, to the second; the offset does not matter for days."""
+    return datetime.fromisoformat(text[:19])
 
 
 async def _list(client: EngineClient, path: str, query: dict[str, str], label: str) -> list[Json]:
