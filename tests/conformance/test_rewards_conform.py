@@ -52,7 +52,7 @@ async def provider(namespaces_problem: str | None) -> AsyncIterator[LocalProvide
 
 async def _prepare(sandbox: Sandbox, ctx: Context) -> None:
     """The task's start: an empty work directory."""
-    result = await sandbox.exec("mkdir -p /app && echo given > /app/given.txt")
+    result = await sandbox.exec("mkdir -p /app && echo given > /app/given.txt", cwd="/")
     assert result.ok, result.stderr
 
 

@@ -139,7 +139,7 @@ def _limited(bench: SandboxBench, limits: Limits) -> SandboxSpec:
     return msgspec.structs.replace(bench.spec, limits=limits)
 
 
-@check("limits.memory")
+@check("limits.memory_mb")
 async def _memory_is_limited(bench: SandboxBench) -> None:
     """Memory beyond the limit is not given: the command is killed, and oom_killed says so."""
     async with bench.sandbox(_limited(bench, Limits(memory_mb=96))) as sandbox:
@@ -162,7 +162,7 @@ async def _fork_bomb_is_held(bench: SandboxBench) -> None:
         equal(await sh(sandbox, "echo on"), "on", "the next command")
 
 
-@check("limits.disk")
+@check("limits.disk_mb")
 async def _disk_is_limited(bench: SandboxBench) -> None:
     """Writable disk beyond the limit is not given."""
     async with bench.place(_limited(bench, Limits(disk_mb=32))) as (sandbox, work):
