@@ -679,6 +679,33 @@ def test_links_at_a_directorys_place_are_followed_only_if_root_made_them(tmp_pat
     assert "symbolic link" in reason
 
 
+def test_uploads_never_reach_kernel_file_systems(tmp_path: Path) -> None:
+    (tmp_path / "core_pattern").write_text("|/evil")
+    stream = b"".join(pack_tree(tmp_path / "core_pattern"))
+    (tmp_path / "app").symlink_to("/proc/self")
+    (tmp_path / "up").symlink_to("../" * 30 + "proc/sys")
+    for path in (tmp_path / "app" / "x", tmp_path / "up" / "x", Path("/proc/self/x")):
+        status, reason = unpack_inside(stream, path)
+        assert status == descent.FAILED
+        assert "kernel file system" in reason or os.getuid() != 0
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs links made by root: run as root")
+def test_links_of_root_are_followed_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("1")
+    (tmp_path / "real" / "sub").mkdir(parents=True)
+    (tmp_path / "rel").symlink_to("real/sub/../sub")
+    (tmp_path / "abs").symlink_to(tmp_path / "rel")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("made/later")
+    stream = b"".join(pack_tree(tmp_path / "f"))
+    assert unpack_inside(stream, tmp_path / "abs" / "x" / "y") == (descent.OK, "")
+    assert (tmp_path / "real" / "sub" / "x" / "y").read_text() == "1"
+    assert unpack_inside(stream, tmp_path / "dangling" / "z") == (descent.OK, "")
+    assert (tmp_path / "made" / "later" / "z").read_text() == "1"
+    assert unpack_inside(stream, tmp_path / "loop" / "x")[0] == descent.FAILED
+
+
 def test_clear_removes_the_link_and_not_its_target(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "f").write_text("new")
