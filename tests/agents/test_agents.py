@@ -273,6 +273,22 @@ async def test_cancelling_the_caller_ends_the_command_too(tmp_path, hang_script)
     assert ended.is_set()
 
 
+async def test_a_turn_that_is_cancelled_from_within_is_not_a_cancelled_session(tmp_path):
+    async def cancelled(sandbox, call):
+        raise asyncio.CancelledError
+
+    (tmp_path / "script.json").write_text(
+        '[{"command": "hang"}, {"command": "gives up", "prompt": 1}]'
+    )
+    stand = Stand(tmp_path)
+    stand.provider.on("gives up", cancelled)
+    session, turn, _ = await hanging(stand, ScriptedAgent(tmp_path / "script.json"))
+    await session.cancel()
+    assert await turn is StopReason.CANCELLED
+    with pytest.raises(asyncio.CancelledError):
+        await session.prompt("Next.")
+
+
 async def test_a_lost_sandbox_is_not_the_agents_error(tmp_path, hang_script):
     stand = Stand(tmp_path)
     session = await stand.open(ScriptedAgent(hang_script))

@@ -51,6 +51,8 @@ def test_json_that_counts(text, reward, items, details):
         '{"": 1}', '\ufeff{"reward": 1}', '{"reward": 01}', '{"reward": +1}', '{"reward": .5}',
         '{"reward": 0x1}', "{'reward': 1}", '{"reward": 1,}', '{"reward": ' + "9" * 5000 + "}",
         '{"reward": 1, "m": ' + '{"a":' * 8 + "1" + "}" * 8 + "}",
+        '{"reward": 1, "' + "n" * 201 + '": 1}',
+        json.dumps({"reward": 1, "m": {f"n{i}": i for i in range(1000)}}),
         '{"reward": 1, "m": ' + "[" * 100_000 + "]" * 100_000 + "}",
     ],
 )  # fmt: skip

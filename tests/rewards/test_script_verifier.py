@@ -228,6 +228,30 @@ async def test_only_bytes_of_what_is_declared_cross(tmp_path, level):
     assert result.details.get("outputs_absent") == (None if whole else ["/app/gone.txt"])
 
 
+async def test_a_declared_directory_crosses_without_links_and_replaces_the_given_one(tmp_path):
+    async def with_old(sandbox, ctx):
+        sandbox.files.write("/app/out/old", "x")
+
+    stand = Stand(tmp_path, outputs=("out",))
+    files = await stand.open()
+    files.write("/app/out/new", "x")
+    files.link("/app/out/link", "new")
+    await stand.score(IsolationLevel.OUTPUTS, with_old)
+    assert stand.provider.made[-1].files.below("/app/out") == ["new"]
+
+
+async def test_nothing_is_left_on_the_host_but_artifacts(tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    stand = Stand(tmp_path)
+    files = await stand.open()
+    files.write("/app/answer.txt", "42")
+    await stand.score(IsolationLevel.OUTPUTS)
+    assert list((tmp_path / "tmp").iterdir()) == []
+    call = next(c for c in stand.provider.made[-1].calls if "test.sh" in c.command)
+    assert call.user == "root"
+
+
 async def test_a_declared_output_that_the_agent_removed_is_removed(tmp_path):
     stand = Stand(tmp_path, outputs=("given.txt",))
     files = await stand.open()
