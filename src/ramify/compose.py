@@ -22,7 +22,13 @@ from ramify.contracts.config import ramify_home
 from ramify.contracts.environment import Environment
 from ramify.contracts.errors import ConfigError, UnknownNameError, UnsupportedError
 from ramify.contracts.reward import Reward
-from ramify.contracts.sandbox import Capabilities, SandboxProvider, SandboxSpec
+from ramify.contracts.sandbox import (
+    Capabilities,
+    NetworkMode,
+    NetworkPolicy,
+    SandboxProvider,
+    SandboxSpec,
+)
 from ramify.contracts.task import IsolationLevel, Task, Taskset
 from ramify.tasks.levels import LevelStore
 
@@ -54,6 +60,24 @@ TABLE: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Kind → name → import path. Entry points of the group `ramify.<kind>` join it."""
+
+
+_ONE = {
+    "sandboxes": "sandbox",
+    "agents": "agent",
+    "environments": "environment",
+    "rewards": "reward",
+    "exporters": "exporter",
+    "tasksets": "taskset",
+}
+_MARK = {
+    "sandboxes": "create",
+    "agents": "connect",
+    "environments": "provision",
+    "rewards": "score",
+    "tasksets": "get_task",
+}
+"""Kind → a method that everything of the kind has, so that a wrong import path is noticed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +119,13 @@ def load(kind: str, name: str) -> Any:
     table = known(kind)
     path = table.get(name, name if ":" in name else None)
     if path is None:
-        raise UnknownNameError(kind.removesuffix("s"), name, table)
+        raise UnknownNameError(_ONE[kind], name, table)
     module, _, attribute = path.partition(":")
     try:
         return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{kind.removesuffix('s')} {name!r} cannot be loaded: {error}") from error
+    except Exception as error:  # whatever somebody else's module does when it is imported
+        why = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{_ONE[kind]} {name!r} cannot be loaded: {why}") from error
 
 
 def sandbox_provider(name: str) -> SandboxProvider:
@@ -201,18 +226,25 @@ def enforced(spec: SandboxSpec, can: Capabilities) -> tuple[SandboxSpec, list[st
     """The spec without limits that cannot be enforced here, and the names of those.
 
     What a task says of memory, CPU and disk is mostly what its author's platform asks for, so a
-    task is not refused for it; the caller tells a person which limits do not hold.
+    task is not refused for it; the caller tells a person which limits do not hold. The same goes
+    for the network where there is no isolation at all: whoever asks for that was told.
     """
     asked = {name: getattr(spec.limits, name) for name in spec.limits.__struct_fields__}
     lacking = [
         name for name, value in asked.items() if value is not None and name not in can.limits
     ]
     kept = msgspec.structs.replace(spec.limits, **dict.fromkeys(lacking))
-    return msgspec.structs.replace(spec, limits=kept), lacking
+    network = spec.network
+    if can.isolation == "none" and network.mode not in can.network:
+        network = NetworkPolicy(NetworkMode.OPEN)
+        lacking.append("network")
+    return msgspec.structs.replace(spec, limits=kept, network=network), lacking
 
 
 def _build(kind: str, name: str, options: Mapping[str, str]) -> Any:
     target = load(kind, name)
+    if not (inspect.isclass(target) or inspect.isfunction(target)):
+        raise ConfigError(f"{_ONE[kind]} {name!r} is neither a class nor a function")
     parameters = inspect.signature(target).parameters
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     arguments: dict[str, Any] = {}
@@ -228,10 +260,13 @@ def _build(kind: str, name: str, options: Mapping[str, str]) -> Any:
     ]  # fmt: skip
     if missing:
         raise ConfigError(
-            f"{kind.removesuffix('s')} {name!r} needs {', '.join(missing)}; "
+            f"{_ONE[kind]} {name!r} needs {', '.join(missing)}; "
             f"give it as {'-T' if kind == 'tasksets' else '-A'} {missing[0]}=..."
         )
-    return target(**arguments)
+    made = target(**arguments)
+    if not hasattr(made, _MARK[kind]):
+        raise ConfigError(f"{name!r} makes no {_ONE[kind]}: what it makes has no `{_MARK[kind]}`")
+    return made
 
 
 def _convert(name: str, key: str, text: str, hint: Any) -> Any:

@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -56,25 +57,60 @@ def main() -> None:
     _read_dotenv(Path(".env"))
     try:
         code = cli.main(standalone_mode=False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = USAGE
+    except click.UsageError as error:
+        program = error.ctx.command_path if error.ctx else "ramify"
+        code = _complain(f"{error.format_message()} (see: {program} --help)", USAGE)
+    except click.ClickException as error:
+        code = _complain(error.format_message(), USAGE)
     except click.Abort:
         code = INTERRUPTED
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except UsageError as error:
-        code = _complain(error, USAGE)
-    except InfraError as error:
-        code = _complain(error, INFRASTRUCTURE)
-    except RamifyError as error:
-        code = _complain(error, FAILED)
-    sys.stdout.flush()
+    except Exception as error:
+        code = _code_of(error)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _let_go_of_output()
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _complain(error: RamifyError, code: int) -> int:
-    click.echo(f"ramify: {error}", err=True)
+def _code_of(error: Exception) -> int:
+    """Say in one line what went wrong; the exit code for it."""
+    while isinstance(error, ExceptionGroup):  # of several at once the first is told
+        error = cast("ExceptionGroup[Exception]", error).exceptions[0]
+    match error:
+        case UsageError():
+            return _complain(str(error), USAGE)
+        case InfraError():
+            return _complain(str(error), INFRASTRUCTURE)
+        case RamifyError():
+            return _complain(str(error), FAILED)
+        case BrokenPipeError():
+            _let_go_of_output()
+            return FAILED
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            return _complain(f"{where}{error.strerror or error}", INFRASTRUCTURE)
+        case _ if os.environ.get("RAMIFY_TRACEBACK"):
+            raise error
+        case _:
+            what = f"{type(error).__name__}: {error}"
+            hint = "RAMIFY_TRACEBACK=1 shows where"
+            return _complain(f"a mistake of ours or of a plug-in: {what} ({hint})", INFRASTRUCTURE)
+
+
+def _let_go_of_output() -> None:
+    """Nobody reads any more (`ramify tree … | head`); the interpreter must not try again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complain(message: str, code: int) -> int:
+    line = " ".join(message.split("\n"))
+    click.echo(f"ramify: {line}", err=True)
     return code
 
 

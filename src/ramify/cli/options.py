@@ -9,6 +9,7 @@ from typing import TypeVar
 import click
 
 from ramify.contracts.errors import ConfigError
+from ramify.engine.reading import JOB_FILE
 
 _C = TypeVar("_C", bound=Callable[..., object])
 
@@ -47,7 +48,17 @@ def task_options(function: _C) -> _C:
 tasks_argument = click.argument("tasks", default=DEFAULT_TASKS, metavar="[TASKS]")
 """A task directory, a directory of them, or a taskset's name."""
 
+
+def _run_directory(ctx: click.Context, parameter: click.Parameter, path: Path) -> Path:
+    if not (path / JOB_FILE).is_file():
+        raise ConfigError(f"is not a run directory (it holds no {JOB_FILE})", file=str(path))
+    return path
+
+
 job_argument = click.argument(
-    "job", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="RUN"
+    "job",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="RUN",
+    callback=_run_directory,
 )
 """A run directory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 from contextlib import aclosing
@@ -17,6 +18,7 @@ from ramify.cli.options import pairs, task_options, tasks_argument
 from ramify.cli.present import console, error_lines, is_terminal, results_table, summary_lines
 from ramify.cli.progress import Progress
 from ramify.contracts.config import RolloutConfig
+from ramify.contracts.errors import UsageError
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.task import IsolationLevel
 from ramify.contracts.tree import Outcome
@@ -76,6 +78,8 @@ def command(
     TASKS is a task directory, a directory of them, or a taskset. Running the same command again
     finishes what is missing.
     """
+    if fail_under is not None and not math.isfinite(fail_under):
+        raise UsageError(f"--fail-under must be a finite number, not {fail_under}")
     options = RunOptions(
         repeats=repeats,
         limit=limit,

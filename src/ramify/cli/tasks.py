@@ -11,10 +11,11 @@ import msgspec
 from rich.table import Table
 
 from ramify import compose
-from ramify.cli.main import FAILED
+from ramify.cli.main import FAILED, USAGE
 from ramify.cli.options import pairs, task_options, tasks_argument
 from ramify.cli.present import console, reward_text, seconds_text
 from ramify.contracts.errors import UsageError
+from ramify.contracts.task import Task, Taskset
 from ramify.envs.check import TaskCheck, check_tasks
 from ramify.envs.plan import RunOptions
 from ramify.tasks.scaffold import init_task
@@ -28,13 +29,37 @@ def command() -> None:
 @command.command("list")
 @tasks_argument
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-def list_tasks(tasks: str, as_json: bool) -> None:
-    """List the tasks of TASKS; each is read and checked."""
-    found = list(compose.taskset(tasks))
+def list_tasks(tasks: str, as_json: bool) -> int:
+    """List the tasks of TASKS; each is read and checked.
+
+    A task that cannot be used is told in a line of its own; then the exit code is 2.
+    """
+    found, problems = _read_all(compose.taskset(tasks))
+    for problem in problems:
+        click.echo(f"ramify: {problem}", err=True)
     if as_json:
         for task in found:
             click.echo(msgspec.json.encode(task).decode())
-        return
+    elif found:
+        _print_tasks(found)
+    return USAGE if problems else 0
+
+
+def _read_all(taskset: Taskset) -> tuple[list[Task], list[UsageError]]:
+    """The tasks that can be used, and what is wrong with the others."""
+    found: list[Task] = []
+    problems: list[UsageError] = []
+    tasks = iter(taskset)
+    while True:
+        try:
+            found.append(next(tasks))
+        except StopIteration:
+            return found, problems
+        except UsageError as error:
+            problems.append(error)
+
+
+def _print_tasks(found: list[Task]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("task", "level", "runs on", "instruction"):
         table.add_column(name, overflow="ellipsis", no_wrap=name != "task")

@@ -112,7 +112,8 @@ class DirectoryTaskset:
         return self._hints
 
     def __iter__(self) -> Iterator[Task]:
-        return (self._task(item) for item in self._places)
+        # `map` and not a generator: after a task that cannot be read, `next` gives the one after.
+        return map(self._task, self._places)
 
     def __len__(self) -> int:
         return len(self._places)

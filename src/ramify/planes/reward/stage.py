@@ -143,14 +143,19 @@ async def host_folder() -> AsyncGenerator[Path]:
 def _verifier_spec(
     sandbox: Sandbox, provider: SandboxProvider, package: TaskPackage
 ) -> SandboxSpec:
-    """The agent's spec without what was the agent's: environment, user and network."""
+    """The agent's spec without what was the agent's: environment, user and network.
+
+    A provider that does not isolate at all has no lockdown and no network of its own; that was
+    settled for the agent's sandbox, and the result says so.
+    """
+    can = provider.capabilities()
+    network = package.verifier.network or NetworkPolicy()
     return msgspec.structs.replace(
         sandbox.spec,
         user=None,
         env=package.sandbox.env,
-        network=package.verifier.network or NetworkPolicy(),
-        # Only a provider that does not isolate at all has no lockdown; the result says so.
-        lockdown=provider.capabilities().lockdown,
+        network=sandbox.spec.network if can.isolation == "none" else network,
+        lockdown=can.lockdown,
     )
 
 
