@@ -1,6 +1,7 @@
 """Run commands robustly next to hostile code: what every supervisor of ours needs.
 
-Standard library and `processes` only, Python 3.8 syntax: it runs inside, under supervisors.
+Standard library, `accounts` and `processes` only, Python 3.8 syntax: it runs inside, under
+supervisors.
 
 ```
 supervisor (PID 1 or subreaper)      Jobs: starts, watches, kills
@@ -24,6 +25,7 @@ import termios
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from ramify.planes.sandbox.accounts import User, find_user
 from ramify.planes.sandbox.processes import (
     KILL_DEADLINE_SEC,
     MARKER,
@@ -39,22 +41,12 @@ from ramify.planes.sandbox.processes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NOT_FOUND, CANNOT_RUN = 127, 126
 _PR_SET_DUMPABLE = 4
-_MAX_ACCOUNT_FILE = 4 * 1024 * 1024
-
-
-class User(NamedTuple):
-    """Who a command runs as, read from the sandbox's own account files."""
-
-    name: str
-    uid: int
-    gid: int
-    groups: list[int]
-    home: str
+_SIGNALS = [n for n in range(1, 32) if n not in (signal.SIGKILL, signal.SIGSTOP)]
 
 
 class Command(NamedTuple):
@@ -62,7 +54,8 @@ class Command(NamedTuple):
 
     `fds` are its standard input, output and error; with `tty` all three are one terminal, which
     becomes the controlling one. `env` is laid over PATH, HOME, USER (and TERM under a terminal).
-    `limits` are (resource, soft and hard value).
+    `limits` are (resource, soft and hard value). Without `announce` there is no `started` event,
+    which saves waking the supervisor once.
     """
 
     argv: Sequence[str]
@@ -73,6 +66,7 @@ class Command(NamedTuple):
     tty: bool = False
     oom_score_adj: int = 0
     limits: Sequence[tuple[int, int]] = ()
+    announce: bool = True
 
 
 class Event(NamedTuple):
@@ -122,46 +116,6 @@ def close_all_but(keep: Iterable[int]) -> None:
                 continue
 
 
-def _account_lines(path: str) -> list[list[str]]:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return []
-    with open(fd, "rb") as file:
-        text = (file.read(_MAX_ACCOUNT_FILE) or b"").decode("utf-8", "replace")
-    return [line.split(":") for line in text.split("\n") if line and not line.startswith("#")]
-
-
-def find_user(user: str, etc: str = "/etc") -> User:
-    """Resolve `name`, `uid`, `name:group` or `uid:gid` from `passwd` and `group` under `etc`.
-
-    A number needs no entry (its group is then 0 and its home `/`). Raises LookupError.
-    """
-    who, _, group = user.partition(":")
-    entry = None
-    for row in _account_lines(os.path.join(etc, "passwd")):
-        if len(row) >= 6 and row[2].isdigit() and row[3].isdigit() and who in (row[0], row[2]):
-            entry = row
-            break
-    if entry is None and who == "root":
-        entry = ["root", "x", "0", "0", "", "/root"]
-    if entry is not None:
-        name, uid, gid, home = entry[0], int(entry[2]), int(entry[3]), entry[5] or "/"
-    elif who.isdigit():
-        name, uid, gid, home = who, int(who), 0, "/"
-    else:
-        raise LookupError(f"no user {who!r} in the sandbox")
-    rows = [r for r in _account_lines(os.path.join(etc, "group")) if len(r) >= 4 and r[2].isdigit()]
-    if group:
-        known = [int(r[2]) for r in rows if r[0] == group]
-        if not known and not group.isdigit():
-            raise LookupError(f"no group {group!r} in the sandbox")
-        gid = known[0] if known else int(group)
-        return User(name, uid, gid, [gid], home)
-    extra = [int(r[2]) for r in rows if name in r[3].split(",")]
-    return User(name, uid, gid, sorted({gid, *extra})[:1024], home)
-
-
 def open_terminal(rows: int, cols: int) -> tuple[int, int]:
     """A new pseudo-terminal: (our end, the command's end). Raises OSError."""
     ours, theirs = os.openpty()
@@ -175,9 +129,8 @@ def resize_terminal(fd: int, rows: int, cols: int) -> None:
 
 
 def _reset_signals() -> None:
-    for number in range(1, 32):
-        if number not in (signal.SIGKILL, signal.SIGSTOP):
-            signal.signal(number, signal.SIG_DFL)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
@@ -198,13 +151,14 @@ def _become(user: User) -> None:
         ) from error
 
 
-def _exec(argv: Sequence[str], env: dict[str, str]) -> None:
+def _attempt(argv: Sequence[str], env: dict[str, str], act: Callable[[str], int]) -> int:
+    """Do `act` with each place where the program may be, until one works."""
     name = argv[0]
     places = [""] if "/" in name else [p or "." for p in env.get("PATH", DEFAULT_PATH).split(":")]
     denied = None
     for place in places:
         try:
-            os.execve(os.path.join(place, name) if place else name, list(argv), env)
+            return act(os.path.join(place, name) if place else name)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 denied = error
@@ -213,43 +167,81 @@ def _exec(argv: Sequence[str], env: dict[str, str]) -> None:
     raise _CannotStartError(NOT_FOUND, f"{name}: not found")
 
 
-def _run_command(command: Command) -> None:
-    """In the new process: become the command. Returns only by exception."""
-    prctl(_PR_SET_DUMPABLE, 1)  # else our own files in /proc may be closed to us
-    os.setsid()
-    kept = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in command.fds]
-    for number, fd in enumerate(kept):
-        os.dup2(fd, number)
-    user = User("root" if os.getuid() == 0 else str(os.getuid()), os.getuid(), os.getgid(), [], "/")
-    if command.user is not None:
-        try:
-            user = find_user(command.user)
-        except LookupError as error:
-            raise _CannotStartError(CANNOT_RUN, str(error)) from error
-    elif user.uid == 0:
-        user = user._replace(home="/root")
+def _environment(command: Command, name: str, home: str) -> dict[str, str]:
+    env = {"PATH": DEFAULT_PATH, "HOME": home, "USER": name}
     if command.tty:
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        if user.uid != os.getuid():
-            os.fchown(0, user.uid, -1)
+        env["TERM"] = "xterm-256color"
+    env.update(command.env)
+    return env
+
+
+def _settle_in(command: Command) -> None:
+    """What a command inherits: its place, its limits, its turn when memory runs out."""
     if command.oom_score_adj:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write(str(command.oom_score_adj))
     for kind, value in command.limits:
         resource.setrlimit(kind, (value, value))
+    os.umask(0o022)
     try:
         os.chdir(command.cwd)
     except OSError as error:
         raise _CannotStartError(CANNOT_RUN, f"{command.cwd}: {error.strerror}") from error
-    env = {"PATH": DEFAULT_PATH, "HOME": user.home, "USER": user.name}
+
+
+def _spawn_command(command: Command) -> int:
+    """The fast way, without a copy of this process, for a command of our own user."""
+    prctl(_PR_SET_DUMPABLE, 1)  # else our own files in /proc may be closed to us
+    _settle_in(command)
+    prctl(_PR_SET_DUMPABLE, 0)
+    root = os.getuid() == 0
+    env = _environment(command, *(("root", "/root") if root else (str(os.getuid()), "/")))
+    kept = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in command.fds]
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(kept)]
+    argv = list(command.argv)
+
+    def spawn(path: str) -> int:
+        return os.posix_spawn(
+            path, argv, env, file_actions=actions, setsid=True, setsigmask=[], setsigdef=_SIGNALS
+        )
+
+    try:
+        return _attempt(argv, env, spawn)
+    finally:
+        for fd in kept:
+            os.close(fd)
+
+
+def _run_command(command: Command) -> None:
+    """In a process of its own: become the command. Returns only by exception."""
+    prctl(_PR_SET_DUMPABLE, 1)  # else our own files in /proc may be closed to us
+    os.setsid()
+    kept = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in command.fds]
+    for number, fd in enumerate(kept):
+        os.dup2(fd, number)
+    uid = os.getuid()
+    user = User(
+        "root" if uid == 0 else str(uid), uid, os.getgid(), [], "/root" if uid == 0 else "/"
+    )
+    if command.user is not None:
+        try:
+            user = find_user(command.user)
+        except LookupError as error:
+            raise _CannotStartError(CANNOT_RUN, str(error)) from error
     if command.tty:
-        env["TERM"] = "xterm-256color"
-    env.update(command.env)
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if user.uid != uid:
+            os.fchown(0, user.uid, -1)
+    _settle_in(command)
     if command.user is not None:
         _become(user)
-    os.umask(0o022)
     _reset_signals()
-    _exec(command.argv, env)
+    env = _environment(command, user.name, user.home)
+
+    def become(path: str) -> int:
+        os.execve(path, list(command.argv), env)
+
+    _attempt(command.argv, env, become)
 
 
 def _command_process(command: Command, error_fd: int) -> None:
@@ -261,6 +253,27 @@ def _command_process(command: Command, error_fd: int) -> None:
         os.write(error_fd, f"{CANNOT_RUN} {error}".encode()[:4000])
     finally:
         os._exit(CANNOT_RUN)
+
+
+def _start_command(command: Command) -> tuple[int, bytes]:
+    """Start it; returns its pid, and why it could not be started (empty: it was)."""
+    if command.user is None and not command.tty:
+        try:
+            return _spawn_command(command), b""
+        except _CannotStartError as error:
+            return 0, f"{error.args[0]} {error.args[1]}".encode()[:4000]
+        except NotImplementedError:  # a C library that cannot start sessions so
+            pass
+        except OSError as error:
+            return 0, f"{CANNOT_RUN} {error.strerror}".encode()[:4000]
+    error_r, low = os.pipe()  # may be 0 to 2, which the command's own streams take
+    error_w = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(low)
+    pid = os.fork()
+    if pid == 0:
+        _command_process(command, error_w)
+    os.close(error_w)
+    return pid, os.read(error_r, 4096)
 
 
 def _nanny_dies(_number: int, _frame: object) -> None:
@@ -277,16 +290,13 @@ def _nanny_process(command: Command, status_fd: int) -> None:
     signal.signal(signal.SIGTERM, _nanny_dies)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     close_all_but([status_fd, *command.fds])
-    error_r, low = os.pipe()  # may be 0 to 2, which the command's own streams take
-    error_w = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 10)
-    os.close(low)
-    pid = os.fork()
-    if pid == 0:
-        _command_process(command, error_w)
-    for fd in {error_w, *command.fds}:
+    pid, failure = _start_command(command)
+    for fd in set(command.fds):
         os.close(fd)
-    failure = os.read(error_r, 4096)
-    os.write(status_fd, b"F %s\n" % failure.replace(b"\n", b" ") if failure else b"S %d\n" % pid)
+    if failure:
+        os.write(status_fd, b"F %s\n" % failure.replace(b"\n", b" "))
+    elif command.announce:
+        os.write(status_fd, b"S %d\n" % pid)
     die_with_parent(signal.SIGTERM)
     if os.getppid() != supervisor:  # it ended before the kernel knew our wish
         _nanny_dies(0, None)

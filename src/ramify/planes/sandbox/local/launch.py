@@ -7,6 +7,7 @@ spawner ── launcher (leaves the host's namespaces, mounts the overlay) ─�
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -110,7 +111,14 @@ def _leave_host(world: World, user_namespace: int) -> None:
     flags = ns.MS_NODEV | (ns.MS_NOSUID if world.lockdown else 0)
     for one in world.overlays:
         target = os.path.join(world.root, one.target) if one.target else world.root
-        ns.mount_overlay(target, one.lowers, one.upper, one.work, options, flags)
+        try:
+            ns.mount_overlay(target, one.lowers, one.upper, one.work, options, flags)
+        except OSError as error:
+            # Mounts of the host below it that a user namespace may not uncover (a container's
+            # /etc/hosts): it is shown as it is, and cannot be changed.
+            if error.errno != errno.EINVAL or world.mode != "rootless" or not one.target:
+                raise
+            _bind(one.lowers[-1], target, ns.MS_REC)
     os.chdir(world.root)
     for place in world.binds:  # now: root of a user namespace may be unable to reach them
         _bind_read_only(place, world.mode == "userns")
@@ -184,8 +192,9 @@ def _build_root(world: World) -> None:
     os.umask(0o022)
     socket.sethostname("sandbox")
     ns.loopback_up()
-    for name, text in SYSTEM_FILES.items():
-        _system_file(f"/etc/{name}", text)
+    if not os.statvfs("/etc").f_flag & os.ST_RDONLY:
+        for name, text in SYSTEM_FILES.items():
+            _system_file(f"/etc/{name}", text)
     if world.workdir:
         os.makedirs(world.workdir, exist_ok=True)
 
@@ -213,7 +222,11 @@ def _bind_read_only(place: str, shift: bool) -> None:
         at = os.path.join(at, part)
         if _directory(at, 0o755) and shift:
             os.chown(at, ns.FIRST_ID, ns.FIRST_ID)
-    ns.mount(place, target, flags=ns.MS_BIND)
+    _bind(place, target)
+
+
+def _bind(place: str, target: str, recursive: int = 0) -> None:
+    ns.mount(place, target, flags=ns.MS_BIND | recursive)
     ns.mount("none", target, flags=ns.MS_BIND | ns.MS_REMOUNT | ns.MS_RDONLY | _locked(target))
 
 

@@ -49,7 +49,6 @@ class _Supervisor:
         self._jobs = Jobs()
         self._by_id: dict[int, Job] = {}
         self._ids: dict[Job, int] = {}
-        self._quiet: set[int] = set()  # requests that do not ask when they have started
         self._helpers: dict[int, tuple[int, int]] = {}
         self._wake_r, wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
@@ -141,6 +140,7 @@ class _Supervisor:
             bool(size),
             _OOM_SCORE_ADJ,
             limits,
+            not message["quiet"],
         )
         try:
             job = self._jobs.start(command)
@@ -149,8 +149,6 @@ class _Supervisor:
                 os.close(terminal)
             raise OSError(f"no process can be started in the sandbox: {error.strerror}") from error
         self._by_id[message["id"]], self._ids[job] = job, message["id"]
-        if message["quiet"]:
-            self._quiet.add(message["id"])
         if terminal >= 0:
             event = {"id": message["id"], "event": "terminal", "value": 0, "text": ""}
             self._send(event, [terminal])
@@ -168,10 +166,7 @@ class _Supervisor:
             request = self._ids.get(event.job)
             if request is None:
                 continue
-            if event.kind == "started" and request in self._quiet:
-                continue
             if event.kind == "gone":
-                self._quiet.discard(request)
                 del self._ids[event.job]
                 del self._by_id[request]
             self._reply(request, event.kind, event.value, event.text)
