@@ -7,6 +7,7 @@ import stat
 import tarfile
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -380,6 +381,30 @@ def test_a_pax_header_of_exactly_one_block(dest: Path) -> None:
         info.pax_headers = {"comment": "c" * size}
         extract(info.tobuf(tarfile.PAX_FORMAT) + packer.END, dest)
     assert names(dest) == {"f"}
+
+
+def test_global_headers_neither_cost_memory_nor_rename(dest: Path) -> None:
+    def header(kind: bytes, key: bytes, value: bytes) -> bytes:
+        body = b"%s=%s\n" % (key, value)
+        size = len(body) + 7
+        records = b"%06d %s" % (size, body)
+        head = packer.header(b"g", 0o644, 0, 0, len(records), 0, kind)
+        return head + records + bytes(-len(records) % 512)
+
+    data = bytearray()
+    for number in range(300):
+        data += header(b"g", b"k%d" % number, b"v" * 100_000) + one_header(b"f%d" % number)
+    data += header(b"g", b"path", b"../../x") + header(b"g", b"mtime", b"1000.5") + one_header(b"g")
+    stream = bytes(data + packer.END)
+    tracemalloc.start()
+    report = extract(stream, dest)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.files == 301
+    assert (dest / "g").stat().st_mtime == 1000
+    assert peak < 5_000_000
+    with pytest.raises(TransferLimitError, match="sparse"):
+        extract(header(b"g", b"GNU.sparse.major", b"1") + one_header(b"f"), dest)
 
 
 def test_strip_takes_off_leading_components(dest: Path) -> None:

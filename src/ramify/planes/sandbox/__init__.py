@@ -1,0 +1,1 @@
+"""Where it runs: providers of sandboxes, and the parts they share."""

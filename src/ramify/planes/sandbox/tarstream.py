@@ -22,6 +22,7 @@ _REGULAR = frozenset((b"0", b"\0", b"7"))
 _NO_DATA = frozenset(b"123456"[i : i + 1] for i in range(6))
 _ZERO = bytes(BLOCK)
 _XATTR = b"SCHILY.xattr."
+_SPARSE = b"GNU.sparse"
 
 
 class TarEntry(NamedTuple):
@@ -132,7 +133,15 @@ class TarStream:
         elif kind == b"x":
             self._pax.update(_pax_records(held))
         else:
-            self._global.update(_pax_records(held))
+            self._take_global(_pax_records(held))
+
+    def _take_global(self, records: dict[bytes, bytes]) -> None:
+        """Only what makes sense for all entries; anything else would cost memory for ever."""
+        for key, value in records.items():
+            if key in (b"uid", b"gid", b"mtime"):
+                self._global[key] = value[:32]
+            elif key.startswith(_SPARSE):
+                self._global[_SPARSE] = b"1"
 
     def _block(self, block: bytes) -> None:
         if block == _ZERO:
@@ -158,14 +167,14 @@ class TarStream:
 
     def _start_meta(self, kind: bytes, size: int) -> None:
         self._meta_seen += 1
-        if size > _MAX_META or self._meta_seen > _MAX_META_IN_A_ROW or len(self._global) > 1000:
+        if size > _MAX_META or self._meta_seen > _MAX_META_IN_A_ROW:
             raise TransferLimitError("malformed archive: its extended headers are too large")
         if size:
             self._meta, self._meta_size, self._need = kind, size, size + -size % BLOCK
 
     def _entry(self, block: bytes, size: int, kind: bytes) -> TarEntry:
         pax = {**self._global, **self._pax} if self._global or self._pax else {}
-        if kind == b"S" or any(key.startswith(b"GNU.sparse") for key in pax):
+        if kind == b"S" or any(key.startswith(_SPARSE) for key in pax):
             raise TransferLimitError("the archive holds a sparse file, which is not supported")
         name = pax.get(b"path")
         if name is None:
