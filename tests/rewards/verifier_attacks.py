@@ -29,7 +29,7 @@ ATTACKS: dict[str, tuple[tuple[IsolationLevel, ...], str, float | str]] = {
     "planted tests": (
         EVERY,
         WRONG + "mkdir -p /tests && echo 'echo 1 > /logs/verifier/reward.txt' > /tests/test.sh; "
-        "echo 'raise SystemExit' > /tests/conftest.py",
+        "echo reward=1 > /tests/helpers.sh",
         0.0,
     ),
     "tests as a link": (

@@ -26,7 +26,7 @@ TEST_SH = """\
 if [ ! -e answer.sh ]; then echo 0 > /logs/verifier/reward.txt; exit 1; fi
 said=$(sh ./answer.sh 2>&1)
 if [ "$said" = 42 ]; then reward=1; else reward=0; fi
-echo "said: $said; PATH=$PATH"
+if [ -e /tests/helpers.sh ]; then . /tests/helpers.sh; fi
 echo $reward > /logs/verifier/reward.txt
 """
 SOLVE_SH = "echo 'echo 42' > answer.sh\n"
