@@ -193,6 +193,8 @@ class Channel:
 
     def take(self, kind: int, payload: bytes) -> None:
         """A frame from the supervisor. Raises: WireError."""
+        if self._failure is not None:
+            return
         if kind == wire.DATA:
             self.out.put(payload)
         elif kind == wire.DATA_ERR:
@@ -298,6 +300,12 @@ class Link:
         """Drop a channel that we closed; frames on their way to it are ignored from now on."""
         if self._channels.pop(channel.number, None) is not None:
             self._closed_numbers.add(channel.number)
+
+    def abandon(self, reason: str) -> None:
+        """Fail every channel that is open now; new ones can still be opened."""
+        error = SandboxLostError(reason)
+        for channel in self._channels.values():
+            channel.fail(error)
 
     def end(self, reason: str) -> None:
         """End every channel with SandboxLostError(reason). Idempotent."""

@@ -178,6 +178,8 @@ class DockerSandbox:
 
     async def _settle(self, link: Link, deadline_sec: float) -> None:
         """Kill every process but the supervisor. Raises: SandboxError, SandboxLostError."""
+        # Whoever waits for a command learns that the sandbox ended, not how we ended the command.
+        link.abandon(f"the sandbox {self.id} ended")
         channel = link.open({"op": "settle"})
         try:
             async with asyncio.timeout(deadline_sec):
