@@ -4,6 +4,8 @@ It exists to be caught by the conformance suite. What it starts carries `NAIVE_S
 environment, so that the test can end what the naive sandbox leaves behind.
 """
 
+# ruff: noqa: ASYNC240  (blocking the event loop is one of the things it does wrong)
+
 from __future__ import annotations
 
 import asyncio

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from ramify.contracts.sandbox import SandboxSpec
+from ramify.contracts.sandbox import NetworkMode, NetworkPolicy, SandboxSpec
 from ramify.planes.sandbox.local import BareProvider
 from ramify.testing.conformance_sandbox import SANDBOX_CHECKS, SandboxBench, SandboxCheck
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-SPEC = SandboxSpec(host_root=True)
+# It does not isolate and says so: anything but an open network is refused.
+SPEC = SandboxSpec(host_root=True, network=NetworkPolicy(NetworkMode.OPEN))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

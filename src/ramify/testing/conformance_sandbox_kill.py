@@ -52,7 +52,7 @@ def _timed_out(name: str, script: str) -> Check[SandboxBench]:
             await until_alive(sandbox, marker, 0, seconds=0.5)
 
     sentence = "On timeout everything the command started is killed, in whatever session it is."
-    return Check(f"timeout_kills_{name}", sentence, ("isolation",), body)
+    return Check(f"timeout_kills_{name}", sentence, (), body)
 
 
 def _left_over(name: str, script: str) -> Check[SandboxBench]:
@@ -68,7 +68,7 @@ def _left_over(name: str, script: str) -> Check[SandboxBench]:
             await until_alive(sandbox, marker, 0, seconds=0.5)
 
     sentence = "Processes left in the background go on unless kill_leftovers."
-    return Check(f"kill_leftovers_kills_{name}", sentence, ("isolation",), body)
+    return Check(f"kill_leftovers_kills_{name}", sentence, (), body)
 
 
 @check()
@@ -80,7 +80,7 @@ async def _timeout_keeps_output(bench: SandboxBench) -> None:
         require(0.35 <= result.duration_sec < 1.5, f"duration_sec is {result.duration_sec}")
 
 
-@check("isolation")
+@check()
 async def _timeout_spares_others(bench: SandboxBench) -> None:
     """A timeout kills what that command started, and nothing else."""
     background, streamed, doomed = mark(), mark(), mark()

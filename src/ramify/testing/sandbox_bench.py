@@ -83,8 +83,8 @@ class SandboxBench:
         """
         async with self.sandbox(spec) as sandbox:
             work = await sh(sandbox, "mktemp -d /tmp/conformance.XXXXXX")
-            mapped = f'"$RAMIFY_ROOT"{work}'
-            bare = bool(await sh(sandbox, 'echo "$RAMIFY_ROOT"'))
+            bare = await root_of(sandbox)
+            mapped = f"{bare}{work}"
             if bare:
                 await sh(sandbox, f"mkdir -p {mapped} && rmdir {work} && ln -s {mapped} {work}")
             try:
@@ -99,6 +99,14 @@ async def sh(sandbox: Sandbox, script: str, *, user: str | None = None) -> str:
     result = await sandbox.exec(script, user=user, timeout_sec=20)
     require(result.ok, f"`{script}` ended with {result.exit_code} inside: {result.stderr[-400:]!r}")
     return result.stdout.decode("utf-8", "backslashreplace").strip()
+
+
+async def root_of(sandbox: Sandbox) -> str:
+    """What stands before an absolute path inside, in commands (contracts/inside.py): "" or a path.
+
+    Only a provider that does not isolate has such a directory.
+    """
+    return await sh(sandbox, 'echo "$RAMIFY_ROOT"')
 
 
 async def need_program(sandbox: Sandbox, *names: str) -> str:
