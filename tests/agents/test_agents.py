@@ -379,9 +379,10 @@ async def test_only_named_variables_are_passed_on(tmp_path, monkeypatch):
 
     stand = Stand(tmp_path)
     stand.provider.on_spawn("solver", program)
-    session = await stand.open(ProgramAgent("solver", pass_env=["GIVEN"]))
-    await session.prompt("Do it.")
-    assert stand.sandbox.calls[0].env == {"GIVEN": "yes"}
+    for names in (["GIVEN"], "GIVEN"):
+        session = await stand.open(ProgramAgent("solver", pass_env=names))
+        await session.prompt("Do it.")
+        assert stand.sandbox.calls[0].env == {"GIVEN": "yes"}
     with pytest.raises(ConfigError, match="ABSENT is not set"):
         ProgramAgent("solver", pass_env=["ABSENT"])
 

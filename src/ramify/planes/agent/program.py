@@ -39,7 +39,8 @@ class ProgramAgent:
             splits words (no shell runs it). `{prompt}` in an argument stands for the instruction;
             without it the instruction is given on standard input.
         env: environment variables for it.
-        pass_env: names of variables of our own environment to pass on; no other is.
+        pass_env: names of variables of our own environment to pass on (a list, or one text with
+            commas between them); no other is.
 
     Raises:
         ConfigError: the command line is empty or its quotes do not match, or a variable of
@@ -52,7 +53,7 @@ class ProgramAgent:
         self,
         command: str | Sequence[str],
         env: Mapping[str, str] | None = None,
-        pass_env: Sequence[str] = (),
+        pass_env: str | Sequence[str] = (),
     ) -> None:
         self._argv = _words(command)
         self._env = {**_passed(pass_env), **(env or {})}
@@ -185,7 +186,8 @@ def _words(command: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _passed(names: Sequence[str]) -> dict[str, str]:
+def _passed(given: str | Sequence[str]) -> dict[str, str]:
+    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else given
     if missing := [name for name in names if name not in os.environ]:
         raise ConfigError(f"{', '.join(missing)} is not set in the environment", field="pass_env")
     return {name: os.environ[name] for name in names}
