@@ -20,8 +20,8 @@ from ramify.contracts.result import ErrorInfo, RolloutResult, WorkItem
 from ramify.contracts.tree import Outcome
 from ramify.engine.cancel import Cancellation
 from ramify.engine.job import Job, JobPlan
-from ramify.engine.limits import Budgets
-from ramify.engine.observe import FanOut
+from ramify.engine.limits import Budgets, SpendBudget
+from ramify.engine.observe import FanOut, Metrics
 from ramify.engine.reading import JobRecord, Plan, read_results
 from ramify.engine.retry import RetryPolicy
 from ramify.engine.store import Store
@@ -73,7 +73,10 @@ class Bench:
         try:
             observer = FanOut([store.observer, self.observer])
             budgets = Budgets({"rollouts": 3})
-            job = Job(self.plan, store, worker, observer, self.clock, self.cancel, budgets)
+            job = Job(
+                self.plan, store, worker, observer, self.clock, self.cancel, budgets,
+                Metrics(), SpendBudget("cost", None),
+            )  # fmt: skip
             async with aclosing(job.stream()) as stream:
                 results = [result async for result in stream]
             self.summary = job.summary
@@ -233,7 +236,10 @@ async def test_a_consumer_that_leaves_early_loses_nothing(tmp_path: Path) -> Non
         return ended(item)
 
     budgets = Budgets({"rollouts": 3})
-    job = Job(plan, store, worker, store.observer, FakeClock(), Cancellation(), budgets)
+    job = Job(
+        plan, store, worker, store.observer, FakeClock(), Cancellation(), budgets,
+        Metrics(), SpendBudget("cost", None),
+    )  # fmt: skip
     seen: list[RolloutResult] = []
     async with aclosing(job.stream()) as stream:
         async for result in stream:

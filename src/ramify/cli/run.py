@@ -45,6 +45,7 @@ _SECOND_INTERRUPT_SEC = 1.5
 @click.option(
     "--max-retries", default=2, show_default=True, help="Retries of what is never scored."
 )
+@click.option("--max-cost", type=float, metavar="USD", help="What the whole job may cost.")
 @click.option("--timeout", type=float, help="Seconds for the agent, at most.")
 @click.option("--timeout-multiplier", default=1.0, show_default=True,
               help="Scales the tasks' own timeouts.")  # fmt: skip
@@ -62,6 +63,7 @@ def command(
     seed: int,
     shuffle: bool,
     max_retries: int,
+    max_cost: float | None,
     timeout: float | None,
     timeout_multiplier: float,
     fail_under: float | None,
@@ -88,6 +90,7 @@ def command(
         concurrency=concurrency,
         seed=seed,
         out=out,
+        max_cost_usd=max_cost,
         max_retries=max_retries,
         image=image,
         isolation=IsolationLevel(isolation) if isolation else None,

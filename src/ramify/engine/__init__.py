@@ -1,0 +1,1 @@
+"""Running many: executor, limits, retries, pool, job and store. Imports contracts and kernel."""

@@ -21,11 +21,13 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ramify.contracts.context import CancelScope, Clock
+from ramify.contracts.errors import LimitExceededError
 from ramify.contracts.events import LeaseEvent, LogEvent, MetricEvent, Observer
 from ramify.contracts.result import RolloutResult, WorkItem
 from ramify.contracts.tree import Outcome
 from ramify.engine.executor import Executor
-from ramify.engine.limits import Budgets
+from ramify.engine.limits import Budgets, SpendBudget
+from ramify.engine.observe import Metrics
 from ramify.engine.retry import RetryPolicy
 from ramify.engine.store import Store
 from ramify.engine.summary import JobSummary, summarise
@@ -77,6 +79,8 @@ class Job:
         clock: time.
         cancel: ends the job.
         budgets: shared limits; must hold `rollouts`.
+        metrics: what `observer` adds up, kept here for who reads the job.
+        cost: what the whole job may cost; when it is spent, nothing new starts.
     """
 
     def __init__(
@@ -88,9 +92,13 @@ class Job:
         clock: Clock,
         cancel: CancelScope,
         budgets: Budgets,
+        metrics: Metrics,
+        cost: SpendBudget,
     ) -> None:
         self.plan = plan
         self.budgets = budgets
+        self.metrics = metrics
+        self._cost = cost
         self._store = store
         self._worker = worker
         self._observer = observer
@@ -115,18 +123,29 @@ class Job:
         }
         for item in items:
             if (result := finished.get(item.rollout_id)) is not None:
-                self._results[item.rollout_id] = result
+                self._keep(result)
                 yield result
         missing = (item for item in items if item.rollout_id not in finished)
         executor = Executor(self._attempts, self.plan.concurrency)
-        async with executor, aclosing(executor.generate(self._until_cancelled(missing))) as stream:
+        async with executor, aclosing(executor.generate(self._while_allowed(missing))) as stream:
             async for result in stream:
                 if result is not None:
-                    self._results[result.rollout_id] = result
+                    self._keep(result)
                     yield result
 
-    def _until_cancelled(self, items: Iterable[WorkItem]) -> Iterator[WorkItem]:
-        return itertools.takewhile(lambda _: not self._cancel.cancelled, items)
+    def _keep(self, result: RolloutResult) -> None:
+        self._results[result.rollout_id] = result
+        try:
+            self._cost.charge(result.usage.cost_usd or 0.0)
+        except LimitExceededError as error:
+            # Said once for each rollout that goes over; `_while_allowed` starts nothing more.
+            now = self._clock.now()
+            self._observer.emit(LogEvent(result.rollout_id, now, "warning", str(error)))
+
+    def _while_allowed(self, items: Iterable[WorkItem]) -> Iterator[WorkItem]:
+        return itertools.takewhile(
+            lambda _: not self._cancel.cancelled and self._cost.remaining != 0, items
+        )
 
     async def _attempts(self, item: WorkItem) -> RolloutResult | None:
         """Run one rollout until it is scored or its retries are used up; None if never started."""

@@ -46,6 +46,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         seed: the job's seed.
         out: the run directory; by default `runs/<taskset>-<agent>-<hash>`, the same for the same
             command, so that running it again finishes what is missing.
+        max_cost_usd: what the whole job may cost; when it is spent, nothing new starts.
         max_retries: retries of an outcome that is never scored.
         image: for tasks that come without a directory, and so name none.
         isolation: verify at this level; by default the one that `ramify tasks check` found, else
@@ -66,6 +67,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 4
     seed: int = 0
     out: Path | None = None
+    max_cost_usd: float | None = None
     max_retries: int = 2
     image: str | None = None
     isolation: IsolationLevel | None = None
@@ -81,6 +83,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         for name, least in low.items():
             if (value := getattr(self, name)) < least:
                 raise UsageError(f"{name} must be at least {least}, not {value}")
+        if self.max_cost_usd is not None and not self.max_cost_usd > 0:
+            raise UsageError(f"max_cost_usd must be above 0, not {self.max_cost_usd}")
         config = self.rollout
         for name in ("max_turns", "max_tokens", "max_context", "max_cost_usd", "timeout_sec"):
             value = getattr(config, name)

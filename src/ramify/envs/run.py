@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,8 @@ from ramify.engine.callbacks import CallbackObserver
 from ramify.engine.cancel import Cancellation
 from ramify.engine.clock import SystemClock
 from ramify.engine.job import Job
-from ramify.engine.limits import Budgets
-from ramify.engine.observe import FanOut, RedactingObserver
+from ramify.engine.limits import Budgets, SpendBudget
+from ramify.engine.observe import FanOut, LoggingObserver, Metrics, RedactingObserver, Summary
 from ramify.engine.redact import Redactor
 from ramify.engine.store import Store
 from ramify.engine.summary import JobSummary
@@ -38,11 +38,13 @@ class JobReport:
         path: the run directory.
         summary: aggregate.
         results: each rollout's result, in the order in which they finished.
+        metrics: measurements of this run by name (`phase.verify`, `retries`, ...).
     """
 
     path: Path
     summary: JobSummary
     results: Sequence[RolloutResult]
+    metrics: Mapping[str, Summary]
 
 
 @asynccontextmanager
@@ -79,7 +81,8 @@ async def open_job(
         store = await Store.create_or_open(plan.path, plan.record)
         stack.push_async_callback(store.aclose)
         await provider.sweep()
-        sinks: list[Observer] = [store.observer, *observers]
+        metrics = Metrics()
+        sinks: list[Observer] = [store.observer, metrics, LoggingObserver(), *observers]
         if on_event is not None:
             callbacks = CallbackObserver([on_event], store.observer, clock)
             sinks.append(await stack.enter_async_context(callbacks))
@@ -90,7 +93,9 @@ async def open_job(
             observer.emit(LogEvent("", clock.now(), "warning", text, fields))
         worker = RolloutWorker(plan, store, observer, clock, scope, store.ready)
         budgets = Budgets({"rollouts": plan.options.concurrency})
-        yield Job(plan.job, store, worker, observer, clock, scope, budgets), plan.path
+        cost = SpendBudget("cost", plan.options.max_cost_usd)
+        job = Job(plan.job, store, worker, observer, clock, scope, budgets, metrics, cost)
+        yield job, plan.path
 
 
 async def stream(
@@ -146,4 +151,4 @@ async def run(
     ) as (job, path):
         async with aclosing(job.stream()) as results:
             finished = [result async for result in results]
-        return JobReport(path, job.summary, finished)
+        return JobReport(path, job.summary, finished, job.metrics.report())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import cast
 
 from ramify.contracts.errors import (
     AgentError,
@@ -15,19 +16,47 @@ from ramify.contracts.errors import (
     RamifyError,
     TransferLimitError,
     UsageError,
+    VerificationRejected,
 )
 from ramify.contracts.events import Phase
 from ramify.contracts.result import ErrorInfo
 from ramify.contracts.tree import Outcome
 
+_MESSAGE_LIMIT = 4000
+
+# Trying again does not mend a program or a request.
+_BUGS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    SyntaxError,
+    TypeError,
+    UsageError,
+)
+
+# Of several errors at once the first of these decides: never the agent's fault while ours is
+# possible, and a cancellation only if there is nothing else.
+_SEVERITY = (
+    Outcome.INFRA_ERROR,
+    Outcome.ENV_ERROR,
+    Outcome.INVALID,
+    Outcome.AGENT_TIMEOUT,
+    Outcome.AGENT_ERROR,
+    Outcome.CANCELLED,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an error means for its rollout.
+    """What an error means.
 
     Attributes:
-        outcome: the outcome it leads to.
-        error: how it is recorded.
+        outcome: the rollout's, if this error ended it.
+        error: as it is recorded. Its `retryable` is False for whatever is scored.
         reason: for `invalid`, why (DESIGN.md §6).
     """
 
@@ -37,49 +66,75 @@ class Verdict:
 
 
 def classify(error: BaseException, phase: Phase) -> Verdict:
-    """Turn an error of a phase into exactly one outcome.
+    """Turn any exception into an outcome, by what it is and the phase it ended.
 
-    Check ordering: 1. cancellation; 2. the kinds that mean the same everywhere (InfraError,
-    EnvironmentFailed, UsageError); 3. by phase: provision and readiness → env_error, connect and
-    execute → agent_error or agent_timeout for errors that say so, verify → invalid for errors
-    that say so; 4. anything else is our own failure: infra_error, never the agent's 0.
+    1. A cancellation is `cancelled`. Of a group, the most serious member decides, where
+       `infra_error` comes first.
+    2. EnvironmentFailed is `env_error`; InfraError and UsageError are `infra_error`, except a
+       TransferLimitError during verification: `invalid: no_evidence`.
+    3. Otherwise by phase. setup, start, teardown: `infra_error`. provision, readiness:
+       `env_error`. connect, execute: the agent's own errors and spent budgets are
+       `agent_error` or `agent_timeout`, everything unexpected is `infra_error`: our bug is
+       never the agent's 0. verify: InvalidRewardError is `invalid`, the rest `infra_error`.
     """
-    match error:
-        case asyncio.CancelledError():
-            return _verdict(Outcome.CANCELLED, error, phase)
-        case TransferLimitError() if phase is Phase.VERIFY:
-            return _verdict(Outcome.INVALID, error, phase, "no_evidence")
-        case EnvironmentFailed():
-            return _verdict(Outcome.ENV_ERROR, error, phase)
-        case InfraError() | UsageError():
-            return _verdict(Outcome.INFRA_ERROR, error, phase)
-        case InvalidRewardError(reason=reason) if phase is Phase.VERIFY:
-            return _verdict(Outcome.INVALID, error, phase, reason)
-        case _:
-            return _verdict(_by_phase(error, phase), error, phase)
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        leaves = [classify(leaf, phase) for leaf in group.exceptions]
+        return min(leaves, key=lambda verdict: _SEVERITY.index(verdict.outcome))
+    outcome, reason = _outcome(error, phase)
+    retryable = outcome in (Outcome.ENV_ERROR, Outcome.INFRA_ERROR) and _retryable(error)
+    info = ErrorInfo(_code(error), _message(error), retryable, phase.value)
+    return Verdict(outcome, info, reason)
 
 
-def _by_phase(error: BaseException, phase: Phase) -> Outcome:
+def _outcome(error: BaseException, phase: Phase) -> tuple[Outcome, str | None]:
+    if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
+        return Outcome.CANCELLED, None
+    if phase is Phase.VERIFY:
+        if isinstance(error, InvalidRewardError):
+            return Outcome.INVALID, error.reason
+        if isinstance(error, TransferLimitError):
+            return Outcome.INVALID, "no_evidence"
+    if isinstance(error, EnvironmentFailed):
+        return Outcome.ENV_ERROR, None
+    if isinstance(error, InfraError | UsageError):
+        return Outcome.INFRA_ERROR, None
     if phase in (Phase.PROVISION, Phase.READINESS):
-        return Outcome.ENV_ERROR
+        return Outcome.ENV_ERROR, None
     if phase in (Phase.CONNECT, Phase.EXECUTE):
-        if isinstance(error, AgentTimeoutError):
-            return Outcome.AGENT_TIMEOUT
-        if isinstance(error, LimitExceededError):
-            return Outcome.AGENT_TIMEOUT if error.limit == "time" else Outcome.AGENT_ERROR
-        if isinstance(error, AgentError):
-            return Outcome.AGENT_ERROR
+        return _agent_outcome(error), None
+    return Outcome.INFRA_ERROR, None
+
+
+def _agent_outcome(error: BaseException) -> Outcome:
+    if isinstance(error, AgentTimeoutError):
+        return Outcome.AGENT_TIMEOUT
+    if isinstance(error, LimitExceededError):
+        return Outcome.AGENT_TIMEOUT if error.limit == "time" else Outcome.AGENT_ERROR
+    if isinstance(error, AgentError | VerificationRejected):
+        return Outcome.AGENT_ERROR
     return Outcome.INFRA_ERROR
 
 
-def _verdict(
-    outcome: Outcome, error: BaseException, phase: Phase, reason: str | None = None
-) -> Verdict:
-    known = isinstance(error, RamifyError)
-    info = ErrorInfo(
-        code=(error.code if known else None) or type(error).__name__,
-        message=str(error) or type(error).__name__,
-        retryable=error.retryable if known else outcome is Outcome.INFRA_ERROR,
-        phase=phase.value,
-    )
-    return Verdict(outcome, info, reason)
+def _retryable(error: BaseException) -> bool:
+    if isinstance(error, EnvironmentFailed | InfraError):
+        return error.retryable
+    # What an agent or a budget did in a phase where it does not count may not happen again.
+    return not isinstance(error, _BUGS)
+
+
+def _code(error: BaseException) -> str:
+    if isinstance(error, RamifyError):
+        return error.code or "rejected"
+    if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
+        return "cancelled"
+    return type(error).__name__
+
+
+def _message(error: BaseException) -> str:
+    text = str(error)
+    if not isinstance(error, RamifyError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if len(text) > _MESSAGE_LIMIT:
+        return f"{text[:_MESSAGE_LIMIT]} … ({len(text)} characters)"
+    return text
