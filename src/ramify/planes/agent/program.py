@@ -187,7 +187,8 @@ def _words(command: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _passed(given: str | Sequence[str]) -> dict[str, str]:
-    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else given
+    listed = given.split(",") if isinstance(given, str) else given
+    names = [name.strip() for name in listed if name.strip()]
     if missing := [name for name in names if name not in os.environ]:
         raise ConfigError(f"{', '.join(missing)} is not set in the environment", field="pass_env")
     return {name: os.environ[name] for name in names}
