@@ -1,1 +1,1 @@
-"""Providers, one room per plane. Each imports contracts only: never the kernel, never each other."""
+"""Providers, one room per plane. Each imports contracts only, and no other plane."""
