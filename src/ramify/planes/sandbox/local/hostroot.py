@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import msgspec
 
-import ramify
 from ramify.planes.sandbox.local.launch import SYSTEM_FILES
 
 _SYSTEM = ("usr", "etc", "opt", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix")
@@ -105,7 +104,7 @@ def found_base(place: Path) -> HostBase:
 
 def _own_places() -> set[str]:
     """Ramify's package, its project and its virtual environment."""
-    package = Path(ramify.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[3]
     places = {str(package)}
     project = package.parent.parent
     if (project / "pyproject.toml").is_file():
