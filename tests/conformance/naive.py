@@ -75,7 +75,7 @@ class NaiveSandbox:
 
     def __init__(self, spec):
         self.id, self.spec = uuid.uuid4().hex, spec
-        self._transports = []
+        self._processes = []
         self._places = []  # directories that a check made; on the host, alas
 
     def capabilities(self):
@@ -92,7 +92,7 @@ class NaiveSandbox:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        self._transports.append(process._transport)
+        self._processes.append(process)
         return process
 
     async def exec(
@@ -152,8 +152,9 @@ class NaiveSandbox:
                     continue  # it ended meanwhile
         for place in self._places:
             shutil.rmtree(place, ignore_errors=True)
-        for transport in self._transports:
-            transport.close()
+        for process in self._processes:
+            process._transport.close()
+            await process.wait()
 
 
 class NaiveProvider:

@@ -1,0 +1,27 @@
+"""The part of the sandbox suite that needs no program inside, against the fake provider."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ramify.contracts.sandbox import SandboxSpec
+from ramify.testing.conformance_sandbox import SANDBOX_CHECKS, SandboxBench
+from ramify.testing.fakes import FakeProvider
+
+CHECKS = {check.name: check for check in SANDBOX_CHECKS}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "exec.missing_program_is_127",
+        "isolation.capabilities_agree",
+        "life.probe_is_ok",
+        "life.prepare_is_cached",
+        "life.identity",
+    ],
+)
+async def test_fake(name: str, tmp_path: Path) -> None:
+    await CHECKS[name].run(SandboxBench(FakeProvider(), SandboxSpec(host_root=True), tmp_path))
