@@ -58,10 +58,23 @@ class BuildSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_sec: float = 600.0
 
 
+class ComposeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A project of several services: a Compose file, and the service that the agent works in.
+
+    `file` is an absolute path on the host; build contexts are relative to its directory. `main`
+    is the service (Harbor: `main`, Terminal-Bench: `client`). `env` is what `${VAR}` in the file
+    stands for, and nothing else does: the host's own environment does not enter.
+    """
+
+    file: str
+    main: str = "main"
+    env: dict[str, str] = {}
+
+
 class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a sandbox is made from and how far it is let.
 
-    Exactly one of `image`, `build` and `host_root` says what the root file system is.
+    Exactly one of `image`, `build`, `compose` and `host_root` says what the root file system is.
     `user` and `workdir` are defaults for `exec` and `spawn` (None: the image's own, else root
     and `/`). `lockdown` asks for the hardened profile of verifier sandboxes. `labels` are put on
     everything that the provider makes for it (container labels, cgroup names).
@@ -69,6 +82,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     image: str | None = None
     build: BuildSpec | None = None
+    compose: ComposeSpec | None = None
     host_root: bool = False
     user: str | None = None
     workdir: str | None = None
@@ -113,6 +127,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     host_root: bool
     images: bool
     builds: bool
+    compose: bool = False
 
 
 class ProbeReport(msgspec.Struct, frozen=True):
