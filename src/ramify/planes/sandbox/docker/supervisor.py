@@ -33,6 +33,7 @@ from ramify.planes.sandbox.unpacker import unpack
 
 _PR_SET_DUMPABLE = 4
 _OOM_SCORE = 500
+_OWN_USER = (None, "root", "0", "0:0", "root:root")
 _MAX_ACCEPTED = 512
 _OOM_FILES = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 
@@ -172,11 +173,12 @@ class Supervisor:
                 inside.Command(
                     argv=request["argv"],
                     fds=fds,
-                    user=request["user"],
+                    user=None if request["user"] in _OWN_USER else request["user"],
                     cwd=request["cwd"],
                     env=request["env"],
                     tty=pty is not None,
                     oom_score_adj=_OOM_SCORE,
+                    announce=not channel.drain,
                 )
             )
         except OSError:
