@@ -118,7 +118,7 @@ def _leave_host(world: World, user_namespace: int) -> None:
             # /etc/hosts): it is shown as it is, and cannot be changed.
             if error.errno != errno.EINVAL or world.mode != "rootless" or not one.target:
                 raise
-            _bind(one.lowers[-1], target, ns.MS_REC)
+            ns.bind_read_only(one.lowers[-1], target)
     os.chdir(world.root)
     for place in world.binds:  # now: root of a user namespace may be unable to reach them
         _bind_read_only(place, world.mode == "userns")
@@ -222,20 +222,7 @@ def _bind_read_only(place: str, shift: bool) -> None:
         at = os.path.join(at, part)
         if _directory(at, 0o755) and shift:
             os.chown(at, ns.FIRST_ID, ns.FIRST_ID)
-    _bind(place, target)
-
-
-def _bind(place: str, target: str, recursive: int = 0) -> None:
-    ns.mount(place, target, flags=ns.MS_BIND | recursive)
-    ns.mount("none", target, flags=ns.MS_BIND | ns.MS_REMOUNT | ns.MS_RDONLY | _locked(target))
-
-
-def _locked(target: str) -> int:
-    """Flags of a mount that a user namespace may not drop when it remounts."""
-    flags = os.statvfs(target).f_flag
-    pairs = ((os.ST_NOSUID, ns.MS_NOSUID), (os.ST_NODEV, ns.MS_NODEV), (os.ST_NOEXEC, ns.MS_NOEXEC))
-    kept = sum(mount_flag for stat_flag, mount_flag in pairs if flags & stat_flag)
-    return kept | ((1 << 10) if flags & os.ST_NOATIME else 0) | ((1 << 21) if flags & 4096 else 0)
+    ns.bind_read_only(place, target)
 
 
 def _harden_proc() -> None:

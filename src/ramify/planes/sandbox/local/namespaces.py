@@ -128,6 +128,21 @@ def pivot_to_cwd() -> None:
     os.chdir("/")
 
 
+def bind_read_only(source: str, target: str) -> None:
+    """Show `source` and all mounts below it at `target`, every one of them read-only."""
+    mount(source, target, flags=MS_BIND | MS_REC)
+    attributes = struct.pack("QQQQ", _MOUNT_ATTR_RDONLY, 0, 0, 0)
+    _syscall(
+        f"read-only mount of {source}",
+        _MOUNT_SETATTR,
+        _AT_FDCWD,
+        os.fsencode(target),
+        _AT_RECURSIVE,
+        attributes,
+        len(attributes),
+    )
+
+
 def mount_overlay(
     target: str, lowers: Sequence[str], upper: str, work: str, options: Sequence[str], flags: int
 ) -> None:

@@ -41,6 +41,7 @@ class _Kept:
         self.running = {launcher}
         self.ending: float | None = None
         self.keep_files = False
+        self.emptied = False
 
     @property
     def over(self) -> bool:
@@ -76,18 +77,16 @@ class _Spawner:
                 break
             if self._engine.fileno() in ready and not self._serve_one():
                 break
+        self._engine.close()
         for name in list(self._kept):
             self._destroy(name, False)
-        self._engine.close()
         deadline = time.monotonic() + _FAREWELL_SEC
         while (self._kept or self._removers) and time.monotonic() < deadline:
             self._wait(0.01)
         os.chdir("/")
         for target in self._maps:  # nothing may be deleted through a mount
             ns.unmount(target)
-        parent, name = os.path.split(self._dir)
-        fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
-        remove(fd, os.fsencode(name))
+        _remove(self._dir)
 
     def _wait(self, limit: float | None = None) -> set[int]:
         poll = select.poll()
@@ -173,7 +172,7 @@ class _Spawner:
         if kept is None:
             path = os.path.join(self._dir, name)
             if not keep_files and path not in self._removers.values() and os.path.exists(path):
-                self._remove_files(path, None)
+                self._remove_files(path)
             self._tell("gone", name)
             return
         kept.keep_files = keep_files
@@ -217,30 +216,61 @@ class _Spawner:
             if kept.pid and time.monotonic() - kept.ending > _PATIENCE_SEC:
                 send_signal(kept.pid, signal.SIGKILL)
             return
+        if not kept.emptied and not kept.keep_files:
+            kept.emptied = True
+            # Else the engine does it: its store knows who else needs what.
+            if self._engine.fileno() < 0 or kept.world.user_map is not None:
+                kept.running.add(self._empty(kept.world))
+                return
         late = time.monotonic() - kept.ending > _PATIENCE_SEC
         if cgroups.remove(kept.world.cgroups) and not late:
             return  # busy: the next round tries again
         del self._kept[kept.name]
         text = kept.text.partition(b"!")[2].decode("utf-8", "replace")
         if not kept.keep_files:
-            self._remove_files(os.path.join(self._dir, kept.name), kept.world.user_map)
+            self._remove_files(os.path.join(self._dir, kept.name))
         self._tell("gone", kept.name, text)
 
-    def _remove_files(self, path: str, user_map: tuple[int, int] | None) -> None:
+    def _empty(self, world: World) -> int:
+        """Delete what a sandbox changed, in a process of its own; returns its pid.
+
+        Owners may only exist in the sandbox's user namespace: then it enters one like that.
+        """
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            if world.user_map is not None:
+                map_users(world.user_map)
+            for overlay in world.overlays:
+                for place in (overlay.upper, overlay.work):
+                    _remove(place)
+        except OSError as error:
+            sys.stderr.write(f"ramify: cannot remove the files of a sandbox: {error}\n")
+        finally:
+            os._exit(0)
+
+    def _remove_files(self, path: str) -> None:
         """Delete a sandbox's directory in a process of its own: big trees take long."""
         pid = os.fork()
         if pid:
             self._removers[pid] = path
             return
         try:
-            parent, name = os.path.split(path)
-            if self._mode == "rootless" and user_map is not None:
-                map_users(user_map)  # its files belong to users that only exist in there
-            remove(os.open(parent, os.O_RDONLY | os.O_DIRECTORY), os.fsencode(name))
+            _remove(path)
         except OSError as error:
             sys.stderr.write(f"ramify: cannot remove {path}: {error}\n")
         finally:
             os._exit(0)
+
+
+def _remove(path: str) -> None:
+    parent, name = os.path.split(path)
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        remove(fd, os.fsencode(name))
+    finally:
+        os.close(fd)
 
 
 def main(fd: str, directory: str, mode: str, engine_pid: str) -> None:
