@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # These run beside or inside a sandbox, without the package: they and whatever they import need the
 # standard library only.
-ALONE = re.compile(r"^planes/sandbox/(inside|packer|.*supervisor|.*spawner)\.py$")
+ALONE = re.compile(r"^planes/sandbox/(inside|packer|.*reaper|.*supervisor|.*spawner)\.py$")
 MAX_FILE, MAX_FUNCTION, MAX_PROTOCOL = 500, 80, 8
 
 

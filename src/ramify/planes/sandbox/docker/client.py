@@ -1,7 +1,7 @@
 """A small client of the Docker Engine API over its socket: no SDK, no command line.
 
 The daemon is found as the docker command finds it: `DOCKER_HOST` (`unix://` or `tcp://`), else
-`/var/run/docker.sock`. Every call has a deadline and raises `ApiError` when the daemon refuses, or
+`/var/run/docker.sock`, or the socket of a rootless daemon or desktop. Every call has a deadline and raises `ApiError` when the daemon refuses, or
 `SandboxStartError` when there is no daemon to talk to.
 """
 
@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -23,7 +24,7 @@ from ramify.contracts.errors import ConfigError, SandboxError, SandboxStartError
 Json = dict[str, Any]
 Query = Mapping[str, str]
 
-_DEFAULT_HOST = "unix:///var/run/docker.sock"
+_SYSTEM_SOCKET = "/var/run/docker.sock"
 _NEWEST_API = (1, 47)
 _OLDEST_API = (1, 40)
 _CALL_SEC = 60.0
@@ -73,7 +74,7 @@ class EngineClient:
     @property
     def address(self) -> str:
         """The daemon's address, as text for a person."""
-        return self._host or os.environ.get("DOCKER_HOST") or _DEFAULT_HOST
+        return self._host or os.environ.get("DOCKER_HOST") or _usual_address()
 
     async def connect(self) -> Daemon:
         """Agree on an API version with the daemon; later calls return what the first one learnt.
@@ -269,6 +270,15 @@ class _Request:
 
     def _late(self) -> SandboxError:
         return SandboxError(f"the Docker daemon did not {self._what} in time")
+
+
+def _usual_address() -> str:
+    """The system's socket, else the one of a rootless daemon or of a desktop, where there is one."""
+    places = [_SYSTEM_SOCKET, f"{Path.home()}/.docker/run/docker.sock"]
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        places.insert(1, f"{runtime}/docker.sock")
+    found = next((place for place in places if Path(place).exists()), _SYSTEM_SOCKET)
+    return f"unix://{found}"
 
 
 def _parse(address: str) -> _Address:

@@ -9,6 +9,8 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from ramify.contracts.config import ramify_home
 from ramify.contracts.errors import ConfigError, RamifyError, SandboxError, UnsupportedError
 from ramify.contracts.sandbox import (
@@ -26,6 +28,7 @@ from ramify.planes.sandbox.docker.owners import Owner
 from ramify.planes.sandbox.docker.runtime import Runtime
 from ramify.planes.sandbox.docker.sandbox import DockerSandbox
 from ramify.planes.sandbox.docker.sweep import sweep
+from ramify.planes.sandbox.docker.watchdog import Watchdog
 
 _CLOSE_SEC = 120.0
 _LOG = logging.getLogger("ramify.sandbox.docker")
@@ -38,6 +41,7 @@ class _Session:
     def __init__(self, client: EngineClient, daemon: Daemon, home: Path) -> None:
         self.client, self.daemon = client, daemon
         self.owner = Owner(home)
+        self.watchdog = Watchdog(client.address, self.owner.id)
         self.images = Images(client, self.owner.labels)
         self.runtime = Runtime(client, self.owner.labels)
 
@@ -104,7 +108,7 @@ class DockerProvider:
         volume, command = await session.runtime.ensure(image.id)
         plan = Plan(
             name=f"ramify-{session.owner.id}-{secrets.token_hex(6)}",
-            spec=spec,
+            spec=_within(spec, session.daemon),
             image=image,
             volume=volume,
             command=command,
@@ -139,12 +143,14 @@ class DockerProvider:
         self._closed = True
         try:
             async with asyncio.timeout(_CLOSE_SEC):
-                for sandbox in list(self._sandboxes.values()):
-                    await sandbox.teardown()
-                while self._work:
-                    await asyncio.wait(self._work)
+                while self._sandboxes or self._work:
+                    for sandbox in list(self._sandboxes.values()):
+                        await sandbox.teardown()
+                    if self._work:
+                        await asyncio.wait(self._work)
                 if self._session is not None:
                     await self._session.images.aclose()
+                    await self._session.watchdog.aclose()
                     self._session.owner.close()
         finally:
             await self._client.aclose()
@@ -156,11 +162,15 @@ class DockerProvider:
             if self._session is None:
                 daemon = await self._client.connect()
                 self._capabilities = _capabilities(daemon)
-                self._session = _Session(self._client, daemon, self._home)
+                self._session = await asyncio.to_thread(_Session, self._client, daemon, self._home)
             return self._session
 
     async def _launch(self, session: _Session, plan: Plan) -> DockerSandbox:
         def lost(_reason: str) -> None:
+            self._remove(session, plan)
+
+        def ended() -> None:
+            self._sandboxes.pop(plan.name, None)
             self._remove(session, plan)
 
         async def commit() -> SandboxImage:
@@ -172,9 +182,7 @@ class DockerProvider:
             session.runtime.forget()  # perhaps it was removed, and that is why
             await asyncio.shield(remove_container(session.client, plan.name))
             raise
-        sandbox = DockerSandbox(
-            plan, link, self.capabilities(), lambda: self._remove(session, plan), commit
-        )
+        sandbox = DockerSandbox(plan, link, self.capabilities(), ended, commit)
         self._sandboxes[plan.name] = sandbox
         try:
             await sandbox.connect_proxy()
@@ -196,7 +204,6 @@ class DockerProvider:
 
     def _remove(self, session: _Session, plan: Plan) -> None:
         """Remove a container in the background; once."""
-        self._sandboxes.pop(plan.name, None)
         if plan.name not in self._removals:
             task = self._start(self._removed(session, plan.name))
             self._removals[plan.name] = (plan.image.id, task)
@@ -243,6 +250,15 @@ def _check_source(spec: SandboxSpec) -> None:
         )
     if (spec.image is None) == (spec.build is None):
         raise ConfigError("a docker sandbox needs exactly one of `image` and `build`")
+
+
+def _within(spec: SandboxSpec, daemon: Daemon) -> SandboxSpec:
+    """The spec with no more CPUs than there are: Docker refuses a limit that cannot bind."""
+    cpus, most = spec.limits.cpus, daemon.info.get("NCPU")
+    if cpus is None or not isinstance(most, int) or cpus <= most:
+        return spec
+    limits = msgspec.structs.replace(spec.limits, cpus=float(most))
+    return msgspec.structs.replace(spec, limits=limits)
 
 
 def _capabilities(daemon: Daemon) -> Capabilities:

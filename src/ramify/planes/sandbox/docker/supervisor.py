@@ -12,7 +12,6 @@ everything that it says, and verification runs in fresh containers.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
@@ -20,7 +19,7 @@ import signal
 import socket
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ramify.planes.sandbox.docker.wire as wire
 import ramify.planes.sandbox.inside as inside
@@ -28,14 +27,24 @@ import ramify.planes.sandbox.processes as processes
 from ramify.planes.sandbox.descent import FAILED
 from ramify.planes.sandbox.docker.channels import READ, WRITE, Loop, Pipe, Sink, Source
 from ramify.planes.sandbox.docker.outlet import close_private
+from ramify.planes.sandbox.docker.plumbing import (
+    child_signals,
+    end_of_terminal,
+    half_close,
+    oom_kills,
+    pipes,
+    take_stdio,
+)
 from ramify.planes.sandbox.packer import Limits, pack
 from ramify.planes.sandbox.unpacker import unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _PR_SET_DUMPABLE = 4
 _OOM_SCORE = 500
 _OWN_USER = (None, "root", "0", "0:0", "root:root")
 _MAX_ACCEPTED = 512
-_OOM_FILES = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 
 
 class _Channel:
@@ -64,7 +73,7 @@ class Supervisor:
 
     def __init__(self) -> None:
         self._loop = Loop()
-        in_fd, out_fd = _take_stdio()
+        in_fd, out_fd = take_stdio()
         self._pipe = Pipe(self._loop, in_fd, out_fd)
         self._pipe.take = self._frame
         self._jobs = inside.Jobs()
@@ -72,7 +81,7 @@ class Supervisor:
         self._by_job: dict[inside.Job, _Channel] = {}
         self._watched: set[int] = set()
         self._next = 3
-        self._wake = _child_signals()
+        self._wake = child_signals()
         self._loop.watch(self._wake, READ, self._children)
         self._ops = {
             "run": self._run,
@@ -100,8 +109,8 @@ class Supervisor:
             request = json.loads(payload)
             try:
                 self._ops[request["op"]](channel, request)
-            except OSError as error:
-                self._tell(channel, event="failed", code=inside.CANNOT_RUN, text=str(error))
+            except OSError as error:  # no more processes or descriptors are to be had
+                self._cannot(channel, str(error))
             return
         channel = self._channels.get(number)
         if channel is None:
@@ -118,6 +127,13 @@ class Supervisor:
             self._asked(channel, json.loads(payload))
         elif kind == wire.CLOSE:
             self._close(channel)
+
+    def _cannot(self, channel: _Channel, text: str) -> None:
+        """Answer a request that nothing came of, whatever its sender waits for."""
+        self._tell(channel, event="failed", code=inside.CANNOT_RUN, text=text)
+        self._tell(channel, event="refused")
+        for kind in (wire.EOF, wire.EOF_ERR):
+            self._pipe.send(wire.frame(kind, channel.number))
 
     def _asked(self, channel: _Channel, request: dict[str, Any]) -> None:
         job = channel.job
@@ -160,14 +176,14 @@ class Supervisor:
 
     def _run(self, channel: _Channel, request: dict[str, Any]) -> None:
         channel.drain = request["drain"]
-        channel.oom_before = _oom_kills()
+        channel.oom_before = oom_kills()
         pty = request["pty"]
         if pty is not None:
             ours, theirs = inside.open_terminal(pty[0], pty[1])
             fds = (theirs, theirs, theirs)
             ends = (os.dup(ours), ours, -1)
         else:
-            fds, ends = _pipes(with_stdin=request["stdin"])
+            fds, ends = pipes(with_stdin=request["stdin"])
         try:
             channel.job = self._jobs.start(
                 inside.Command(
@@ -193,7 +209,7 @@ class Supervisor:
         self._watch_jobs()
         number = channel.number
         if ends[0] >= 0:
-            finish = _end_of_terminal if pty is not None else os.close
+            finish = end_of_terminal if pty is not None else os.close
             channel.sink = Sink(self._loop, self._pipe, ends[0], number, finish)
         channel.out = Source(self._loop, self._pipe, ends[1], number)
         if ends[2] >= 0:
@@ -257,32 +273,39 @@ class Supervisor:
         status, channel.status = channel.status, None
         code = os.waitstatus_to_exitcode(status)
         killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)
-        oom = killed and _oom_kills() > channel.oom_before
+        oom = killed and oom_kills() > channel.oom_before
         self._tell(channel, event="ended", code=code, oom=oom)
 
     # Trees
 
     def _pack(self, channel: _Channel, request: dict[str, Any]) -> None:
-        out_r, out_w = os.pipe()
-        say_r, say_w = os.pipe()
-        if self._jobs.fork_helper() == 0:
-            inside.close_all_but((out_w, say_w))
-            _answer(say_w, lambda: pack(request["path"], out_w, Limits(*request["limits"])))
-        os.close(out_w)
-        os.close(say_w)
-        channel.out = Source(self._loop, self._pipe, out_r, channel.number)
-        channel.err = Source(self._loop, self._pipe, say_r, channel.number, err=True)
+        limits = Limits(*request["limits"])
+        read, write = os.pipe()
+        say = self._helper(read, write, lambda: pack(request["path"], write, limits))
+        channel.out = Source(self._loop, self._pipe, read, channel.number)
+        channel.err = Source(self._loop, self._pipe, say, channel.number, err=True)
 
     def _unpack(self, channel: _Channel, request: dict[str, Any]) -> None:
-        in_r, in_w = os.pipe()
+        read, write = os.pipe()
+        say = self._helper(write, read, lambda: _unpack_for(request, read))
+        channel.sink = Sink(self._loop, self._pipe, write, channel.number, os.close)
+        channel.err = Source(self._loop, self._pipe, say, channel.number, err=True)
+
+    def _helper(self, ours: int, its: int, work: Callable[[], tuple[int, str]]) -> int:
+        """Do `work` in a process that has the end `its` of a pipe; returns where it will answer."""
         say_r, say_w = os.pipe()
-        if self._jobs.fork_helper() == 0:
-            inside.close_all_but((in_r, say_w))
-            _answer(say_w, lambda: _unpack_for(request, in_r))
-        os.close(in_r)
-        os.close(say_w)
-        channel.sink = Sink(self._loop, self._pipe, in_w, channel.number, os.close)
-        channel.err = Source(self._loop, self._pipe, say_r, channel.number, err=True)
+        try:
+            if self._jobs.fork_helper() == 0:
+                inside.close_all_but((its, say_w))
+                _answer(say_w, work)
+        except OSError:
+            os.close(say_r)
+            os.close(ours)
+            raise
+        finally:
+            os.close(its)
+            os.close(say_w)
+        return say_r
 
     # Connections
 
@@ -307,7 +330,7 @@ class Supervisor:
         self._loop.watch(fd, WRITE, connected)
 
     def _carry(self, channel: _Channel, fd: int) -> None:
-        channel.sink = Sink(self._loop, self._pipe, os.dup(fd), channel.number, _half_close)
+        channel.sink = Sink(self._loop, self._pipe, os.dup(fd), channel.number, half_close)
         channel.out = Source(self._loop, self._pipe, fd, channel.number)
 
     def _listen(self, channel: _Channel, request: dict[str, Any]) -> None:
@@ -366,53 +389,6 @@ class Supervisor:
         self._tell(channel, event="failed", code=1, text="processes that cannot be killed")
 
 
-def _take_stdio() -> tuple[int, int]:
-    """Move the wire away from descriptors 0 and 1, where a command would inherit it."""
-    in_fd, out_fd = os.dup(0), os.dup(1)
-    null = os.open("/dev/null", os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    os.close(null)
-    return in_fd, out_fd
-
-
-def _child_signals() -> int:
-    """A descriptor that becomes readable when a child ends. SIGTERM ends this process."""
-    read_fd, write_fd = os.pipe()
-    os.set_blocking(read_fd, False)
-    os.set_blocking(write_fd, False)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
-    return read_fd
-
-
-def _pipes(*, with_stdin: bool) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Standard streams of a command: (its ends, our ends); no input is `/dev/null`."""
-    out_r, out_w = os.pipe()
-    err_r, err_w = os.pipe()
-    if with_stdin:
-        in_r, in_w = os.pipe()
-    else:
-        in_r, in_w = os.open("/dev/null", os.O_RDONLY), -1
-    return (in_r, out_w, err_w), (in_w, out_r, err_r)
-
-
-def _end_of_terminal(fd: int) -> None:
-    """End of file is a character there; the terminal itself stays with its reader."""
-    with contextlib.suppress(OSError):  # the command is gone, and its terminal with it
-        os.write(fd, b"\x04")
-    os.close(fd)
-
-
-def _half_close(fd: int) -> None:
-    with socket.socket(fileno=fd) as sock:
-        try:
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:  # the peer closed first
-            return
-
-
 def _unpack_for(request: dict[str, Any], in_fd: int) -> tuple[int, str]:
     uid = gid = 0
     if request["owner"] is not None:
@@ -424,7 +400,7 @@ def _unpack_for(request: dict[str, Any], in_fd: int) -> tuple[int, str]:
     return unpack(in_fd, request["path"], uid, gid, request["mode"], request["clear"])
 
 
-def _answer(fd: int, work: Any) -> None:
+def _answer(fd: int, work: Callable[[], tuple[int, str]]) -> NoReturn:
     """In a helper process: do the work, say how it went, end."""
     try:
         try:
@@ -434,20 +410,6 @@ def _answer(fd: int, work: Any) -> None:
         os.write(fd, json.dumps({"status": status, "reason": reason[:2000]}).encode())
     finally:
         os._exit(0)
-
-
-def _oom_kills() -> int:
-    """How often the kernel killed for memory in this container; 0 where it cannot be known."""
-    for path in _OOM_FILES:
-        try:
-            with open(path, "rb") as file:
-                for line in file:
-                    key, _, value = line.partition(b" ")
-                    if key == b"oom_kill":
-                        return int(value)
-        except OSError:
-            continue
-    return 0
 
 
 def main() -> None:
