@@ -1,6 +1,9 @@
-"""An engine that kills itself with SIGKILL when a rollout enters a given phase.
+"""An engine that runs a job, and may kill something of itself when a rollout enters a phase.
 
-python doomed.py SANDBOX OUT PHASE NTH DELAY_MS
+python doomed.py SANDBOX OUT [PHASE NTH DELAY_MS]    kill -9 of the engine itself
+python doomed.py SANDBOX OUT part PHASE NTH WHAT     kill -9 of its spawner or a supervisor
+
+Prints the ids of the rollouts that it finished, sorted.
 """
 
 from __future__ import annotations
@@ -8,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-from ramify.contracts.events import AnyEvent, PhaseEvent
+from ramify.contracts.events import AnyEvent, Observer, PhaseEvent
 from ramify.envs.plan import RunOptions
 from ramify.envs.run import open_job
 
@@ -22,17 +27,14 @@ TASKS = Path(__file__).parent / "tasks"
 REPEATS = 3
 
 
-def options(out: Path) -> RunOptions:
-    return RunOptions(out=out, repeats=REPEATS, concurrency=4)
-
-
 @dataclass
 class Doom:
-    """Kills this process a little after the nth time that a rollout enters a phase."""
+    """Strikes a little after the nth time that a rollout enters a phase."""
 
     phase: str
     nth: int
     delay_sec: float
+    strike: Callable[[], None]
 
     def emit(self, event: AnyEvent) -> None:
         if (
@@ -41,25 +43,69 @@ class Doom:
             and event.duration_sec is None
         ):
             self.nth -= 1
-            if self.nth == 0:
-                if self.delay_sec:
-                    threading.Timer(self.delay_sec, self.strike).start()
-                else:
-                    self.strike()
-
-    def strike(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+            if self.nth == 0 and self.delay_sec:
+                threading.Timer(self.delay_sec, self.strike).start()
+            elif self.nth == 0:
+                self.strike()
 
 
-async def main(sandbox: str, out: Path, doom: Doom) -> None:
+def kill_engine() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_spawner() -> None:
+    """Of `local`: the one child of ours that makes sandboxes."""
+    (spawner,) = [pid for pid in _children(os.getpid()) if _is_ours(pid)]
+    os.kill(spawner, signal.SIGKILL)
+
+
+def kill_supervisor() -> None:
+    """Of `local`: a child of the spawner, which is PID 1 of its sandbox."""
+    (spawner,) = [pid for pid in _children(os.getpid()) if _is_ours(pid)]
+    os.kill(_children(spawner)[0], signal.SIGKILL)
+
+
+def kill_container() -> None:
+    """Of `docker`: PID 1 of a container, as its engine sees it."""
+    form = '{{.ID}} {{.Label "ramify.lock"}}'
+    listed = _said("docker", "ps", "--format", form).splitlines()
+    mine = [line.split()[0] for line in listed if os.environ["RAMIFY_HOME"] in line]
+    os.kill(int(_said("docker", "inspect", "-f", "{{.State.Pid}}", mine[0])), signal.SIGKILL)
+
+
+def _said(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sorted(int(child) for task in tasks for child in (task / "children").read_text().split())
+
+
+def _is_ours(pid: int) -> bool:
+    return b"ramify-sandbox" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+PARTS = {"spawner": kill_spawner, "supervisor": kill_supervisor, "container": kill_container}
+
+
+async def main(sandbox: str, out: Path, observers: list[Observer]) -> None:
+    options = RunOptions(out=out, repeats=REPEATS, concurrency=4)
     async with open_job(
-        TASKS, agent="oracle", sandbox=sandbox, options=options(out), observers=[doom]
+        TASKS, agent="oracle", sandbox=sandbox, options=options, observers=observers
     ) as (job, _):
         async with aclosing(job.stream()) as results:
-            async for _ in results:
-                pass
+            print(*sorted([result.rollout_id async for result in results]), sep="\n")
 
 
 if __name__ == "__main__":
-    where, folder, phase, nth, delay_ms = sys.argv[1:]
-    asyncio.run(main(where, Path(folder), Doom(phase, int(nth), int(delay_ms) / 1000)))
+    match sys.argv[1:]:
+        case [where, folder]:
+            doom: list[Observer] = []
+        case [where, folder, "part", entered, number, what]:
+            doom = [Doom(entered, int(number), 0.03, PARTS[what])]
+        case [where, folder, entered, number, delay_ms]:
+            doom = [Doom(entered, int(number), int(delay_ms) / 1000, kill_engine)]
+        case _:
+            sys.exit(__doc__)
+    asyncio.run(main(where, Path(folder), doom))

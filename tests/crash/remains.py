@@ -1,71 +1,103 @@
-"""What an engine may leave behind, counted from outside: by ps, docker, /proc/mounts, cgroups."""
+"""What engines may leave behind, counted from outside: by ps, docker, /proc/mounts and cgroups.
+
+Only what belongs to engines of one RAMIFY_HOME is counted: others may be at work on this machine.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from pathlib import Path
+from types import TracebackType
 
 
-def remains(home: Path) -> list[str]:
-    """Everything of engines whose RAMIFY_HOME is `home` that is still there."""
-    return [*processes(home), *mounts(home), *cgroups(), *containers(home), *networks(home)]
+class Witness:
+    """Watches one home while engines come and go, and says what is left of them.
 
+    The cgroups of `local` are called `ramify-<engine>-<sandbox>`, and an engine is known by its
+    directory in the home, which goes when it is swept; so the names are noted while they are
+    there. Everything else names the home itself: the environment or the mounts of a process, a
+    mount's source, a container's lock file.
+    """
 
-def wait_until_gone(home: Path, seconds: float = 2.0) -> list[str]:
-    """What is left after at most `seconds`."""
-    deadline = time.monotonic() + seconds
-    while left := remains(home):
-        if time.monotonic() > deadline:
-            return left
-        time.sleep(0.05)
-    return []
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.engines: set[str] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
 
+    def __enter__(self) -> Witness:
+        self._thread.start()
+        return self
 
-def processes(home: Path) -> list[str]:
-    """Processes started with this RAMIFY_HOME, or inside a sandbox below it."""
-    found = []
-    marks = (f"RAMIFY_HOME={home}".encode(), str(home).encode())
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            environ = (entry / "environ").read_bytes()
-            command = (entry / "cmdline").read_bytes()
-            mountinfo = (entry / "mountinfo").read_bytes()
-        except OSError:
-            continue  # it ended while we looked
-        if marks[0] in environ or marks[1] in command or marks[1] in mountinfo:
-            found.append(f"process {entry.name}: {command.replace(bytes(1), b' ').decode()}")
-    return found
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
 
+    def left(self) -> list[str]:
+        """Everything of this home's engines that is there now."""
+        return [*self.processes(), *self.mounts(), *self.cgroups(), *self.docker()]
 
-def mounts(home: Path) -> list[str]:
-    return [f"mount {line}" for line in Path("/proc/mounts").read_text().splitlines()
-            if str(home) in line]  # fmt: skip
+    def left_after(self, seconds: float = 2.0) -> list[str]:
+        """What is still there after at most `seconds`."""
+        deadline = time.monotonic() + seconds
+        while left := self.left():
+            if time.monotonic() > deadline:
+                return left
+            time.sleep(0.05)
+        return []
 
+    def processes(self) -> list[str]:
+        """Processes with this home in their environment, their command or their mounts."""
+        found = []
+        home = os.fsencode(self.home)
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            try:
+                command = (entry / "cmdline").read_bytes()
+                told = (entry / "environ").read_bytes() + command
+                told += (entry / "mountinfo").read_bytes()
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue  # it ended while we looked
+            if home in told and state not in "ZX" and b"docker\0" not in command:
+                words = command.replace(bytes(1), b" ").decode(errors="replace")
+                found.append(f"process {entry.name} ({state}): {words}")
+        return found
 
-def cgroups() -> list[str]:
-    return [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob("**/ramify*")
-            if path.is_dir()]  # fmt: skip
+    def mounts(self) -> list[str]:
+        """Mounts that every process of the machine would see."""
+        lines = Path("/proc/mounts").read_text().splitlines()
+        return [f"mount {line}" for line in lines if str(self.home) in line]
 
+    def cgroups(self) -> list[str]:
+        """Control groups of engines of this home."""
+        found = Path("/sys/fs/cgroup").glob("**/ramify-*")
+        return [f"cgroup {p}" for p in found if p.name.split("-")[1] in self.engines]
 
-def containers(home: Path) -> list[str]:
-    """Containers of engines with this home: their label names the engine's lock file."""
-    return [
-        f"container {line}" for line in _docker("ps", "-a", "--format", _FORMAT)
-        if str(home) in line
-    ]  # fmt: skip
+    def docker(self) -> list[str]:
+        """Containers and networks whose label names a lock file below this home."""
+        form = '{{.ID}} {{.Status}} {{.Label "ramify.lock"}}'
+        containers = _docker("ps", "-a", "--no-trunc", "--format", form)
+        networks = _docker("network", "ls", "--format", '{{.ID}} {{.Label "ramify.lock"}}')
+        lines = [f"container {line}" for line in containers]
+        lines += [f"network {line}" for line in networks]
+        return [line for line in lines if str(self.home) in line]
 
-
-def networks(home: Path) -> list[str]:
-    form = "{{.ID}} {{.Labels}}"
-    listed = _docker("network", "ls", "--filter", "label=ramify=1", "--format", form)
-    return [f"network {line}" for line in listed if str(home) in line]
-
-
-_FORMAT = '{{.ID}} {{.Status}} {{.Label "ramify.lock"}}'
+    def _watch(self) -> None:
+        while not self._stop.wait(0.01):
+            try:
+                self.engines.update(os.listdir(self.home / "sandbox" / "run"))
+            except FileNotFoundError:
+                continue  # no engine of `local` was there yet
 
 
 def _docker(*arguments: str) -> list[str]:
@@ -74,5 +106,5 @@ def _docker(*arguments: str) -> list[str]:
             ["docker", *arguments], capture_output=True, text=True, check=True, timeout=30
         )
     except (OSError, subprocess.CalledProcessError):
-        return []  # no engine, so nothing of ours in it
+        return []  # no Docker engine, so nothing of ours in it
     return done.stdout.splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -47,10 +48,8 @@ class Watchdog:
         """All containers are gone: let it end, and wait for that. Idempotent."""
         if self._write_end < 0:
             return
-        try:
+        with contextlib.suppress(BrokenPipeError):  # killed by somebody: nothing is left to do
             os.write(self._write_end, b"x")
-        except BrokenPipeError:
-            pass  # somebody killed it; nothing is left for it to do
         os.close(self._write_end)
         self._write_end = -1
         await asyncio.to_thread(self._process.wait, _END_SEC)

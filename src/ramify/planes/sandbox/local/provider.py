@@ -185,6 +185,8 @@ class LocalProvider:
         if self._dropping:
             await asyncio.wait(self._dropping)
         await self._nursery.aclose()
+        if self._machine is not None:  # a spawner that died left its cgroups
+            await asyncio.to_thread(leftovers.sweep, self._home / "run", self._layout)
         if self._store is not None:
             await asyncio.to_thread(self._store.close)
             self._store = None

@@ -1,0 +1,37 @@
+"""A spawner, a supervisor or a container dies in mid-run: ours to mend, never the agent's 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from remains import Witness
+from test_kill_nine import PLANNED, engine, witness
+
+from ramify.contracts.events import Phase
+from ramify.contracts.tree import Outcome
+from ramify.engine.reading import read_results
+
+__all__ = ["witness"]  # a fixture
+
+CASES = [
+    pytest.param("local", "spawner", marks=pytest.mark.namespaces),
+    pytest.param("local", "supervisor", marks=pytest.mark.namespaces),
+    pytest.param("docker", "container", marks=pytest.mark.docker),
+]
+
+
+@pytest.mark.parametrize("phase", [Phase.EXECUTE, Phase.VERIFY])
+@pytest.mark.parametrize(("sandbox", "part"), CASES)
+def test_what_it_took_along_is_tried_again(
+    sandbox: str, part: str, phase: Phase, tmp_path: Path, witness: Witness
+) -> None:
+    out = tmp_path / "job"
+    done = engine(witness, sandbox, str(out), "part", phase.value, "4", part)
+    assert done.returncode == 0, done.stderr
+    results = read_results(out)
+    assert len(results) == PLANNED
+    assert [r.error for r in results.values() if r.outcome is not Outcome.SCORED] == []
+    assert {r.reward for r in results.values()} == {1.0}, "its death is not the agent's 0"
+    assert any(r.attempt > 1 for r in results.values()), "nothing was tried again: no kill?"
+    assert witness.left_after() == []
