@@ -8,11 +8,17 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from ramify.contracts.errors import ConfigError, SandboxStartError, UnsupportedError
+from ramify.contracts.errors import (
+    ConfigError,
+    SandboxError,
+    SandboxStartError,
+    UnsupportedError,
+)
 from ramify.contracts.sandbox import (
     BuildSpec,
     Limits,
@@ -197,3 +203,30 @@ async def test_a_daemon_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_p
     provider = DockerProvider(tmp_path)
     assert "DOCKER_HOST" in (await provider.probe()).detail
     await provider.aclose()
+
+
+async def test_a_full_process_table_is_an_error_and_no_hang(
+    docker: DockerProvider, docker_spec: SandboxSpec, tmp_path: Path
+) -> None:
+    box = await docker.create(SandboxSpec(image=docker_spec.image, limits=Limits(pids=16)))
+    bomb = "import os\nwhile 1:\n try: os.fork()\n except OSError: pass"
+    process = await box.spawn(["python3", "-c", bomb])
+    (tmp_path / "big").write_bytes(bytes(1_000_000))
+
+    async def refused(work: Callable[[], Awaitable[object]]) -> bool:
+        try:
+            await work()
+        except SandboxError:
+            return True
+        return False
+
+    async with asyncio.timeout(60):
+        while (await box.exec("true")).ok:
+            continue
+        while not await refused(lambda: box.download("/etc", tmp_path / "out")):
+            continue
+        while not await refused(lambda: box.upload(tmp_path / "big", "/big")):
+            continue
+        await process.aclose()
+        assert (await box.exec("true")).ok
+    await box.teardown()

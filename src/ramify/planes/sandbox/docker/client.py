@@ -1,8 +1,8 @@
 """A small client of the Docker Engine API over its socket: no SDK, no command line.
 
 The daemon is found as the docker command finds it: `DOCKER_HOST` (`unix://` or `tcp://`), else
-`/var/run/docker.sock`, or the socket of a rootless daemon or desktop. Every call has a deadline and raises `ApiError` when the daemon refuses, or
-`SandboxStartError` when there is no daemon to talk to.
+`/var/run/docker.sock`, or the socket of a rootless daemon or desktop. Every call has a deadline
+and raises `ApiError` when the daemon refuses, or `SandboxStartError` when there is no daemon.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ class _Request:
 
 
 def _usual_address() -> str:
-    """The system's socket, else the one of a rootless daemon or of a desktop, where there is one."""
+    """The socket of the system, else of a rootless daemon or of a desktop, where there is one."""
     places = [_SYSTEM_SOCKET, f"{Path.home()}/.docker/run/docker.sock"]
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         places.insert(1, f"{runtime}/docker.sock")
