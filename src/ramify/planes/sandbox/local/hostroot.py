@@ -14,6 +14,7 @@ import os
 import shutil
 import stat
 import sys
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -83,7 +84,8 @@ def host_base(masks: Path, private: Iterable[Path], trusted_xattrs: bool) -> Hos
     place = masks / digest[:16]
     if not place.is_dir():
         masks.mkdir(parents=True, exist_ok=True)
-        fresh = masks / f".{digest[:16]}.{os.getpid()}"
+        # A name of its own: several threads and engines may build the same one at once.
+        fresh = masks / f".{digest[:16]}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         parts = [Part("root", (str(place / "root"),))]
         parts += [Part(name, (str(place / name), f"/{name}"), name) for name in names]
         base = HostBase(digest, tuple(parts), binds, path_entries)
@@ -91,7 +93,7 @@ def host_base(masks: Path, private: Iterable[Path], trusted_xattrs: bool) -> Hos
             _build(fresh, names, links, hidden, base)
             fresh.rename(place)
         except OSError:
-            shutil.rmtree(fresh)
+            shutil.rmtree(fresh, ignore_errors=True)
             if not place.is_dir():  # else another engine was faster with the same one
                 raise
     return found_base(place)
