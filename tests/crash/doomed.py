@@ -60,9 +60,13 @@ def kill_spawner() -> None:
 
 
 def kill_supervisor() -> None:
-    """Of `local`: a child of the spawner, which is PID 1 of its sandbox."""
+    """Of `local`: a child of the spawner, PID 1 of a sandbox in which a task sleeps right now."""
     (spawner,) = [pid for pid in _children(os.getpid()) if _is_ours(pid)]
-    os.kill(_children(spawner)[0], signal.SIGKILL)
+    while True:
+        for supervisor in _children(spawner):
+            if b"sleep" in map(_command, _below(supervisor)):
+                os.kill(supervisor, signal.SIGKILL)
+                return
 
 
 def kill_container() -> None:
@@ -78,8 +82,23 @@ def _said(*command: str) -> str:
 
 
 def _children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sorted(int(child) for task in tasks for child in (task / "children").read_text().split())
+    try:
+        tasks = [task / "children" for task in Path(f"/proc/{pid}/task").iterdir()]
+        return sorted(int(child) for task in tasks for child in task.read_text().split())
+    except FileNotFoundError:
+        return []  # it ended while we looked
+
+
+def _below(pid: int) -> list[int]:
+    children = _children(pid)
+    return children + [pid for child in children for pid in _below(child)]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/comm").read_bytes().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def _is_ours(pid: int) -> bool:
