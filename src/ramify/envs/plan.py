@@ -105,7 +105,11 @@ class PlannedTask:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """A whole job, ready to run. `unenforced` names limits that tasks ask for in vain."""
+    """A whole job, ready to run.
+
+    `rewards` holds one scorer for each isolation level that is used: a verifier remembers what it
+    found out about a task. `unenforced` names limits that tasks ask for in vain.
+    """
 
     job: JobPlan
     record: JobRecord
@@ -114,7 +118,7 @@ class RunPlan:
     agent: Agent
     provider: SandboxProvider
     options: RunOptions
-    reward: Reward | None
+    rewards: Mapping[IsolationLevel, Reward]
     unenforced: Sequence[str]
 
 
@@ -152,6 +156,8 @@ async def plan_run(
         planned[task.task_id] = PlannedTask(task, spec, _isolation(task, can, options))
     if scorer is None:
         _require_packages(chosen)
+    levels = {entry.isolation for entry in planned.values()}
+    rewards = {level: scorer or compose.reward(level) for level in levels}
     config = _config(taskset.taskset_id, planned, actor, provider, scorer, options)
     config_hash = hashlib.blake2b(msgspec.json.encode(config, order="deterministic"), digest_size=8)
     job_id = f"{_slug(taskset.taskset_id)}-{_slug(actor.name)}-{config_hash.hexdigest()[:8]}"
@@ -185,7 +191,7 @@ async def plan_run(
         argv=tuple(redactor.clean(list(sys.argv))),
     )
     path = options.out or Path("runs") / job_id
-    return RunPlan(job, record, path, planned, actor, provider, options, scorer, sorted(lacking))
+    return RunPlan(job, record, path, planned, actor, provider, options, rewards, sorted(lacking))
 
 
 def _slots(task_ids: Sequence[str], options: RunOptions) -> list[tuple[str, int]]:

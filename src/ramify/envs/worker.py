@@ -10,8 +10,6 @@ from ramify import compose
 from ramify.contracts.context import CancelScope, Clock, Context
 from ramify.contracts.events import Observer
 from ramify.contracts.result import RolloutResult, WorkItem
-from ramify.contracts.reward import Reward
-from ramify.contracts.task import IsolationLevel
 from ramify.engine.store import Store
 from ramify.envs.plan import PlannedTask, RunPlan
 from ramify.kernel.recorder import TreeRecorder
@@ -65,11 +63,8 @@ class RolloutWorker:
             spec=planned.spec,
             agent=self.plan.agent,
             environment=compose.environment(planned.task),
-            reward=self._reward(planned.isolation),
+            reward=self.plan.rewards[planned.isolation],
             recorder=recorder,
             agent_timeout_sec=package.agent_timeout_sec if package else 600.0,
             minimum_reward=package.verifier.reward_range[0] if package else 0.0,
         )
-
-    def _reward(self, isolation: IsolationLevel) -> Reward:
-        return self.plan.reward or compose.reward(isolation)
