@@ -225,15 +225,25 @@ def _require_packages(tasks: Sequence[Task]) -> None:
 
 
 def _isolation(task: Task, can: Capabilities, options: RunOptions) -> IsolationLevel:
+    """The caller's level, else the task's, else what was found, else `filesystem`.
+
+    Where nothing can be frozen (`bare`), a level nobody asked for by name becomes `live`; the
+    record of each reward says so.
+    """
     package = task.package
     if package is None:
         return IsolationLevel.LIVE
-    remembered = compose.remembered_level(package.digest)
-    level = options.isolation or package.verifier.isolation or remembered
+    freezes = can.snapshot != "none"
+    if options.isolation is not None:
+        if options.isolation is IsolationLevel.FILESYSTEM and not freezes:
+            raise UnsupportedError(
+                "this sandbox cannot freeze a file system, so it cannot verify at level "
+                "`filesystem`; choose another --isolation or another --sandbox"
+            )
+        return options.isolation
+    level = package.verifier.isolation or compose.remembered_level(package.digest)
     level = level or IsolationLevel.FILESYSTEM
-    if level is IsolationLevel.FILESYSTEM and can.snapshot == "none":
-        return IsolationLevel.LIVE
-    return level
+    return level if freezes or level is not IsolationLevel.FILESYSTEM else IsolationLevel.LIVE
 
 
 def _config(
