@@ -80,8 +80,13 @@ class Witness:
 
     def cgroups(self) -> list[str]:
         """Control groups of engines of this home."""
-        found = Path("/sys/fs/cgroup").glob("**/ramify-*")
-        return [f"cgroup {p}" for p in found if p.name.split("-")[1] in self.engines]
+        found = [
+            f"{parent}/{name}"
+            for parent, names, _ in os.walk("/sys/fs/cgroup")
+            for name in names
+            if name.startswith("ramify-") and name.split("-")[1] in self.engines
+        ]
+        return [f"cgroup {path}" for path in found if os.path.isdir(path)]
 
     def docker(self) -> list[str]:
         """Containers and networks whose label names a lock file below this home."""

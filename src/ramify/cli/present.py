@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -25,10 +26,16 @@ _COLOURS = {
 }
 
 
+_WIDE = 400
+"""Columns off a terminal: whatever reads that can read long lines, and nothing may be cut."""
+_ROOMY = 100
+"""Columns from which a table shows everything."""
+
+
 def console(*, stderr: bool = False) -> Console:
     """A console for people. Text from sandboxes is printed without markup."""
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else 160
+    width = None if stream.isatty() else _WIDE
     return Console(stderr=stderr, markup=False, highlight=False, width=width)
 
 
@@ -37,34 +44,56 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def results_table(results: Sequence[RolloutResult]) -> Table:
-    """One row per rollout: task, outcome, reward, time split by phase, tokens, cost."""
+def results_table(results: Sequence[RolloutResult], width: int = _WIDE) -> Table:
+    """One row per rollout: task, outcome, reward, time split by phase, tokens, cost.
+
+    On less than 100 columns what a person needs least is left out, so that no word is broken.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
-    repeated = any(result.repeat for result in results)
-    table.add_column("task", overflow="fold")
-    if repeated:
-        table.add_column("#", justify="right")
-    table.add_column("outcome")
-    table.add_column("reward", justify="right")
-    table.add_column("graded on")
-    for name in ("start", "agent", "verify", "total"):
-        table.add_column(name, justify="right")
-    table.add_column("tokens", justify="right")
-    table.add_column("cost", justify="right")
-    for result in sorted(results, key=lambda r: (r.task_id, r.repeat)):
-        reason = f" ({result.invalid_reason})" if result.invalid_reason else ""
-        cells = [
-            result.task_id,
-            *([str(result.repeat)] if repeated else []),
-            Text(result.outcome.value + reason, style=_COLOURS[result.outcome]),
-            reward_text(result.reward),
-            result.grader_isolation or "-",
-            *(seconds_text(value) for value in phase_split(result)),
-            _tokens(result),
-            cost_text(result.usage.cost_usd),
-        ]
-        table.add_row(*cells)
+    roomy = width >= _ROOMY
+    shown = {
+        "#": any(result.repeat for result in results),
+        "graded on": roomy,
+        "start": roomy,
+        "verify": roomy,
+        "tokens": any(_tokens(result) != "-" for result in results),
+        "cost": roomy and any(result.usage.cost_usd is not None for result in results),
+    }
+    rows = [_cells(r) for r in sorted(results, key=lambda r: (r.task_id, r.repeat))]
+    for name, justify in _COLUMNS.items():
+        if shown.get(name, True):
+            least = 12 if name == "task" else None
+            table.add_column(
+                name, justify=justify, no_wrap=True, overflow="ellipsis", min_width=least
+            )
+    for row in rows:
+        table.add_row(*(cell for name, cell in row.items() if shown.get(name, True)))
     return table
+
+
+_COLUMNS: Mapping[str, Literal["left", "right"]] = {
+    "task": "left", "#": "right", "outcome": "left", "reward": "right", "graded on": "left",
+    "start": "right", "agent": "right", "verify": "right", "total": "right", "tokens": "right",
+    "cost": "right",
+}  # fmt: skip
+
+
+def _cells(result: RolloutResult) -> dict[str, str | Text]:
+    reason = f" ({result.invalid_reason})" if result.invalid_reason else ""
+    start, agent, verify, total = (seconds_text(value) for value in phase_split(result))
+    return {
+        "task": result.task_id,
+        "#": str(result.repeat),
+        "outcome": Text(result.outcome.value + reason, style=_COLOURS[result.outcome]),
+        "reward": reward_text(result.reward),
+        "graded on": result.grader_isolation or "-",
+        "start": start,
+        "agent": agent,
+        "verify": verify,
+        "total": total,
+        "tokens": _tokens(result),
+        "cost": cost_text(result.usage.cost_usd),
+    }
 
 
 def phase_split(result: RolloutResult) -> tuple[float, float, float, float]:
@@ -100,7 +129,7 @@ def summary_lines(summary: JobSummary) -> Iterable[str]:
 
 def error_lines(results: Iterable[RolloutResult], limit: int = 10) -> Iterable[str]:
     """What went wrong, a line per rollout that has an error."""
-    failed = [result for result in results if result.error is not None]
+    failed = [r for r in results if r.error is not None and r.outcome is not Outcome.CANCELLED]
     for result in failed[:limit]:
         error = result.error
         if error is not None:

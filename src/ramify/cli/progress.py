@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -48,7 +49,7 @@ class Progress:
                     self.running[event.rollout_id][1],
                 )
             case LogEvent(rollout_id="", level="warning"):
-                facts = ", ".join(f"{key} {value}" for key, value in event.fields.items())
+                facts = ", ".join(f"{key} {_plain(value)}" for key, value in event.fields.items())
                 self.console.print(f"warning: {event.message} ({facts})", soft_wrap=True)
             case OutcomeEvent():
                 self.running.pop(event.rollout_id, None)
@@ -83,7 +84,8 @@ class Progress:
         if self.job is None:
             return Text("planning ...")
         summary = self.job.summary
-        bar = ProgressBar(total=max(summary.planned, 1), completed=summary.finished, width=40)
+        size = 40 if self.console.width >= 100 else 20
+        bar = ProgressBar(total=max(summary.planned, 1), completed=summary.finished, width=size)
         head = Table.grid(padding=(0, 1))
         mean = "-" if summary.mean is None else f"{summary.mean:.3f}"
         binding = self.job.budgets.binding()
@@ -95,8 +97,17 @@ class Progress:
             f"limited by {binding}" if binding else "",
         )
         rows = Table.grid(padding=(0, 2))
+        rows.add_column(no_wrap=True, overflow="ellipsis")
+        rows.add_column(no_wrap=True, min_width=9)
+        rows.add_column(no_wrap=True, justify="right", min_width=6)
         for rollout, (phase, since) in list(self.running.items())[:_SHOWN]:
             rows.add_row("  " + rollout, phase.value, seconds_text(max(0.0, self.now - since)))
         if len(self.running) > _SHOWN:
             rows.add_row(f"  ... and {len(self.running) - _SHOWN} more", "", "")
         return Group(head, rows)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return " and ".join(str(entry) for entry in cast("Sequence[object]", value))
+    return str(value)

@@ -99,7 +99,10 @@ def command(
         rollout=RolloutConfig(timeout_sec=timeout, timeout_multiplier=timeout_multiplier),
     )
     with asyncio.Runner() as runner:
-        return runner.run(_run(tasks, agent, sandbox, options, as_json, fail_under))
+        try:
+            return runner.run(_run(tasks, agent, sandbox, options, as_json, fail_under))
+        except asyncio.CancelledError:  # the second interrupt
+            return INTERRUPTED
 
 
 async def _run(
@@ -131,7 +134,7 @@ async def _run(
 def _print_report(results: list[RolloutResult], summary: JobSummary, path: Path) -> None:
     out = console()
     out.print()
-    out.print(results_table(results))
+    out.print(results_table(results, out.width))
     out.print()
     for line in [*error_lines(results), *summary_lines(summary)]:
         out.print(line, soft_wrap=True)

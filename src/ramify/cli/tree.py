@@ -46,7 +46,7 @@ def _list(results: dict[str, RolloutResult], as_json: bool) -> None:
             click.echo(msgspec.json.encode(result).decode())
         return
     out = console()
-    out.print(results_table(ordered))
+    out.print(results_table(ordered, out.width))
     out.print()
     for result in ordered:
         out.print(f"{result.rollout_id}  {result.steps} steps", soft_wrap=True)
