@@ -59,7 +59,11 @@ class Recorder(Protocol):
     """How a plane adds to the rollout's tree, live."""
 
     async def prompt(self, messages: tuple[Message, ...]) -> None:
-        """Record what opens the conversation. Once, before the first step."""
+        """Record what opens the conversation, before the first step.
+
+        An agent that opens it otherwise (with a system message) gives the whole opening again:
+        the last one holds.
+        """
         ...
 
     async def step(self, step: Step) -> int:

@@ -13,6 +13,7 @@ RamifyError
 │   │   └── TransferLimitError   a tree in the sandbox exceeds what may cross
 │   ├── StoreError
 │   └── ModelError
+│       └── ModelRefusedError    wrong key, no such model: asking again does not help
 ├── EnvironmentFailed         the world (a service) failed
 ├── AgentError                the agent failed; its work is still verified
 │   ├── AgentTimeoutError
@@ -135,6 +136,13 @@ class ModelError(InfraError):
     """A model endpoint failed or answered with something that is not a completion."""
 
     default_code = "model"
+
+
+class ModelRefusedError(ModelError):
+    """A model endpoint refuses the request as it is: wrong key, no such model, bad parameters."""
+
+    default_code = "model_refused"
+    retryable = False
 
 
 class EnvironmentFailed(RamifyError, RuntimeError):  # noqa: N818  (outcome name: env_error)

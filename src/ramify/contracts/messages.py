@@ -54,8 +54,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
 class TokenSpan(msgspec.Struct, frozen=True):
     """Token ids of one completion and the behaviour policy's log-probability of each.
 
-    `ids` and `logprobs` have equal length where log-probabilities are given; else `logprobs`
-    is empty.
+    `ids` and `logprobs` have equal length where the endpoint gives both; else one is empty.
     """
 
     ids: tuple[int, ...]

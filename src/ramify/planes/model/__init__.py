@@ -1,0 +1,1 @@
+"""The policy under an agent: clients of model endpoints."""
