@@ -18,13 +18,13 @@ from ramify.contracts.sandbox import (
     SandboxImage,
     SandboxSpec,
 )
-from ramify.planes.sandbox.inside import DEFAULT_PATH
 from ramify.planes.sandbox.local import cgroups, leftovers
 from ramify.planes.sandbox.local.demands import demanded_limits
 from ramify.planes.sandbox.local.disk import DiskWatch
 from ramify.planes.sandbox.local.nursery import Nursery
 from ramify.planes.sandbox.local.sandbox import Birth, LocalSandbox
 from ramify.planes.sandbox.local.wire import Message
+from ramify.planes.sandbox.nanny import DEFAULT_PATH
 
 _STANDARD = ("tmp", "root")
 _MODE = "bare"

@@ -19,7 +19,6 @@ from ramify.contracts.sandbox import (
     SandboxImage,
     SandboxSpec,
 )
-from ramify.planes.sandbox.inside import DEFAULT_PATH
 from ramify.planes.sandbox.layers import LayerStore, Scratch
 from ramify.planes.sandbox.local import cgroups, leftovers
 from ramify.planes.sandbox.local.demands import demanded_limits
@@ -31,6 +30,7 @@ from ramify.planes.sandbox.local.probe import Machine, Mode
 from ramify.planes.sandbox.local.process import probe
 from ramify.planes.sandbox.local.sandbox import Birth, LocalSandbox
 from ramify.planes.sandbox.local.wire import Message
+from ramify.planes.sandbox.nanny import DEFAULT_PATH
 from ramify.planes.sandbox.proxy import EgressProxy
 
 _PROXY_PORT = 3128
