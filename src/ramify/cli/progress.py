@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -19,6 +20,7 @@ from ramify.contracts.result import RolloutResult
 from ramify.engine.job import Job
 
 _SHOWN = 8
+_REDRAW_SEC = 0.125
 
 
 @dataclass(slots=True)
@@ -35,14 +37,13 @@ class Progress:
     live: bool
     job: Job | None = None
     running: dict[str, tuple[Phase, float]] = field(default_factory=dict[str, tuple[Phase, float]])
-    now: float = 0.0
 
     def emit(self, event: AnyEvent) -> None:
         """Note what a rollout is doing. Draws nothing: the view does, at its own pace."""
-        self.now = max(self.now, event.ts)
         match event:
             case LeaseEvent():
-                self.running[event.rollout_id] = (Phase.SETUP, event.ts)
+                now = asyncio.get_running_loop().time()
+                self.running[event.rollout_id] = (Phase.SETUP, now)
             case PhaseEvent(duration_sec=None) if event.rollout_id in self.running:
                 self.running[event.rollout_id] = (
                     event.phase,
@@ -69,16 +70,29 @@ class Progress:
             f"{seconds_text(total)}"
         )
 
-    @contextmanager
-    def shown(self) -> Generator[None]:
-        """Show the live view, if there is a terminal to show it on."""
+    @asynccontextmanager
+    async def shown(self) -> AsyncGenerator[None]:
+        """Show the live view, if there is a terminal to show it on.
+
+        It is drawn on the event loop: what it shows belongs to that, and changes meanwhile.
+        """
         if not self.live:
             yield
             return
-        with Live(
-            get_renderable=self._view, console=self.console, refresh_per_second=8, transient=True
-        ):
-            yield
+        with Live(console=self.console, auto_refresh=False, transient=True) as live:
+            drawing = asyncio.create_task(self._draw(live))
+            try:
+                yield
+            finally:
+                drawing.cancel()
+                await asyncio.wait([drawing])
+        if not drawing.cancelled():
+            drawing.result()
+
+    async def _draw(self, live: Live) -> None:
+        while True:
+            live.update(self._view(), refresh=True)
+            await asyncio.sleep(_REDRAW_SEC)
 
     def _view(self) -> RenderableType:
         if self.job is None:
@@ -100,8 +114,9 @@ class Progress:
         rows.add_column(no_wrap=True, overflow="ellipsis")
         rows.add_column(no_wrap=True, min_width=9)
         rows.add_column(no_wrap=True, justify="right", min_width=6)
+        now = asyncio.get_running_loop().time()
         for rollout, (phase, since) in list(self.running.items())[:_SHOWN]:
-            rows.add_row("  " + rollout, phase.value, seconds_text(max(0.0, self.now - since)))
+            rows.add_row("  " + rollout, phase.value, seconds_text(now - since))
         if len(self.running) > _SHOWN:
             rows.add_row(f"  ... and {len(self.running) - _SHOWN} more", "", "")
         return Group(head, rows)

@@ -116,7 +116,7 @@ async def _run(
         tasks, agent=agent, sandbox=sandbox, options=options, observers=[progress], cancel=cancel
     ) as (job, path):
         progress.job = job
-        with progress.shown():
+        async with progress.shown():
             async with aclosing(job.stream()) as stream:
                 async for result in stream:
                     results.append(result)
