@@ -61,18 +61,26 @@ class Transcript:
             info["note"] = seen.note
         call_id = f"{self._role}-{len(self.steps) + 1}"
         arguments = json.dumps({"command": command})
-        step = Step(
-            messages=(
-                *self._pending,
-                Message(role="assistant", tool_calls=(ToolCall(call_id, "bash", arguments),)),
-                Message(role="tool", content=text, tool_call_id=call_id, name="bash"),
-            ),
-            action=command,
-            role=self._role,
-            started_at=seen.started_at,
-            duration_sec=seen.duration_sec,
-            info=info,
+        await self.took(
+            Step(
+                messages=(
+                    Message(role="assistant", tool_calls=(ToolCall(call_id, "bash", arguments),)),
+                    Message(role="tool", content=text, tool_call_id=call_id, name="bash"),
+                ),
+                action=command,
+                started_at=seen.started_at,
+                duration_sec=seen.duration_sec,
+                info=info,
+            )
         )
+
+    async def took(self, step: Step) -> None:
+        """Record a step under this session's role, after the prompts that led to it.
+
+        Raises StoreError.
+        """
+        messages = (*self._pending, *step.messages)
+        step = msgspec.structs.replace(step, messages=messages, role=self._role)
         self._pending = ()
         self.steps.append(step)
         await self._ctx.recorder.step(step)
