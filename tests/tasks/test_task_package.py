@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from ramify.contracts.errors import ConfigError, UnsupportedError, UsageError
 from ramify.contracts.sandbox import BuildSpec, NetworkMode, NetworkPolicy
-from ramify.contracts.task import IsolationLevel, Task, TaskPackage
+from ramify.contracts.task import (
+    Artifact,
+    CollectHook,
+    IsolationLevel,
+    McpServer,
+    Task,
+    TaskPackage,
+)
 from ramify.tasks.dockerfile import workdir_of_dockerfile
 from ramify.tasks.package import read_task
 from ramify.tasks.schema import check_task_toml
@@ -152,7 +159,7 @@ def test_every_supported_field_is_honoured(directory: Directory) -> None:
     assert (package.healthcheck.retries, package.healthcheck.timeout_sec) == (5, 30)
     assert (package.files, package.setup) == ("environment/files", "environment/setup.sh")
     assert package.outputs == ("answer.txt", "/var/out")
-    assert package.artifacts == ("/logs/artifacts", "out")
+    assert package.artifacts == (Artifact("/logs/artifacts"), Artifact("out"))
     assert package.needs == ("python3", "sqlite3")
 
 
@@ -213,19 +220,13 @@ def test_image_and_image_free(directory: Directory) -> None:
 
 
 UNSUPPORTED = [
-    ('[[steps]]\nname = "a"', "steps"),
-    ('multi_step_reward_strategy = "mean"', "multi_step_reward_strategy"),
-    ('[verifier]\nenvironment_mode = "separate"', "verifier.environment_mode"),
-    ("[verifier.environment]\ncpus = 1", "verifier.environment"),
-    ('[[verifier.collect]]\ncommand = "x"', "verifier.collect"),
     ('[environment]\nos = "windows"', "environment.os"),
     ("[environment]\ngpus = 1", "environment.gpus"),
     ('[environment]\ngpu_types = ["H100"]', "environment.gpu_types"),
     ('[environment.tpu]\ntype = "v4"', "environment.tpu"),
-    ('[[environment.mcp_servers]]\nname = "m"', "environment.mcp_servers"),
-    ('[environment]\nskills_dir = "/skills"', "environment.skills_dir"),
-    ('artifacts = [{ source = "a", service = "db" }]', "artifacts"),
-    ('artifacts = [{ source = "a", destination = "b" }]', "artifacts"),
+    ("[verifier.environment]\ngpus = 1", "verifier.environment.gpus"),
+    ('artifacts = [{ source = "/a", service = "db" }]', "artifacts.service"),
+    ('[[verifier.collect]]\ncommand = "x"\nservice = "db"', "verifier.collect.service"),
     ('schema_version = "2.0"', "schema_version"),
     (
         '[agent]\nnetwork_mode = "allowlist"\nallowed_hosts = ["10.0.0.0/8"]',
@@ -245,13 +246,13 @@ def test_what_is_not_served_yet_is_refused_by_name(
 
 @pytest.mark.parametrize(
     "relative",
-    ["environment/docker-compose.yaml", "environment/compose.yml", "trajectory.json", "steps/a/x"],
+    ["environment/singularity-compose.yaml", "trajectory.json"],
 )
 def test_files_that_are_not_served_yet_are_refused_by_name(
     directory: Directory, relative: str
 ) -> None:
     directory.write(relative, "x")
-    with pytest.raises(UnsupportedError, match=relative.split("/a/")[0]):
+    with pytest.raises(UnsupportedError, match=relative):
         directory.read()
 
 
@@ -280,7 +281,7 @@ WRONG = [
     ),
     ("[task]\nauthors = [{ mail = 'x' }]", "task.authors.mail: unknown key"),
     ("[environment.healthcheck]\nretries = 2", "environment.healthcheck.command: is required"),
-    ("[agent]\ntimeout_sec = 'x'", "agent.timeout_sec: expected `float`, got `str`"),
+    ("[agent]\ntimeout_sec = 'x'", "agent.timeout_sec: expected `float | null`, got `str`"),
     ("[agent]\ntimeout_sec = -1", "agent.timeout_sec: expected `float` > 0.0"),
     ("[agent]\ntimeout_sec = inf", "agent.timeout_sec: expected `float` <= "),
     ("[agent]\nuser = -1", "agent.user: expected `int` >= 0"),
@@ -405,3 +406,150 @@ def test_workdir_of_a_dockerfile(directory: Directory, text: str, workdir: str |
     assert workdir_of_dockerfile(text) == workdir
     directory.write("environment/Dockerfile", text)
     assert directory.package().sandbox.workdir == workdir
+
+
+MULTI = """
+multi_step_reward_strategy = "final"
+artifacts = [{ source = "log", destination = "kept/log", exclude = ["*.tmp"] }]
+
+[agent]
+timeout_sec = 40
+
+[verifier]
+env = { A = "1", B = "1" }
+user = "judge"
+collect = [{ command = "dump", timeout_sec = 3, user = 5 }]
+
+[environment]
+skills_dir = "/skills/"
+[[environment.mcp_servers]]
+name = "files"
+transport = "http"
+url = "http://127.0.0.1/mcp"
+
+[[steps]]
+name = "first"
+min_reward = 1
+
+[[steps]]
+name = "second"
+artifacts = ["more"]
+min_reward = { reward = 0.5, recall = 0.2 }
+agent = { timeout_sec = 7 }
+[steps.verifier]
+timeout_sec = 9
+env = { B = "2" }
+[steps.healthcheck]
+command = "true"
+"""
+
+
+@pytest.fixture
+def multi(directory: Directory) -> Directory:
+    (directory.path / "instruction.md").unlink()
+    for name in ("first", "second"):
+        directory.write(f"steps/{name}/instruction.md", f"The {name}.\n")
+    directory.write("steps/first/solution/solve.sh", "true\n")
+    directory.write("steps/second/tests/test.sh", "true\n")
+    directory.write("steps/second/workdir/setup.sh", "true\n")
+    return directory.toml(MULTI)
+
+
+def test_every_field_of_steps_is_honoured(multi: Directory) -> None:
+    task = multi.read()
+    package = task.package
+    assert package is not None
+    assert task.instruction == "The first.\n"
+    assert package.reward_strategy == "final"
+    assert package.skills_dir == "/skills"
+    assert package.mcp_servers == (McpServer("files", "streamable-http", "http://127.0.0.1/mcp"),)
+    assert package.artifacts == (Artifact("log", "kept/log", ("*.tmp",)),)
+    first, second = package.steps
+    assert (first.name, first.min_reward, first.agent_timeout_sec) == ("first", {"reward": 1}, 40)
+    assert (first.verifier.tests, first.verifier.more_tests) == ("tests", ())
+    assert first.verifier.timeout_sec == 600
+    assert first.verifier.collect == (CollectHook("dump", 3, "5"),)
+    assert first.solution is not None
+    assert first.solution.path == "steps/first/solution"
+    assert second.min_reward == {"reward": 0.5, "recall": 0.2}
+    assert (second.agent_timeout_sec, second.verifier.timeout_sec) == (7, 9)
+    assert (second.verifier.tests, second.verifier.more_tests) == (
+        "tests",
+        ("steps/second/tests",),
+    )
+    assert (second.verifier.env, second.verifier.user) == ({"A": "1", "B": "2"}, "judge")
+    assert (second.files, second.setup) == ("steps/second/workdir", "setup.sh")
+    assert second.healthcheck is not None
+    assert second.solution is not None
+    assert second.solution.path == "solution"
+    there = task.at_step(1)
+    assert there.instruction == "The second.\n"
+    assert there.package is not None
+    assert there.package.at == 1
+    assert there.package.verifier == second.verifier
+    assert [artifact.source for artifact in there.package.artifacts] == ["log", "more"]
+    assert msgspec.json.decode(msgspec.json.encode(there), type=Task) == there
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('"second"', '"FIRST"'), "steps.name: 'FIRST' is there twice"),
+        (('"second"', '"../x"'), "steps.name: '../x' cannot be the name"),
+        (('"second"', '"third"'), "steps/third/instruction.md: is missing"),
+        (("timeout_sec = 7", 'user = "other"'), "steps.agent.user: step 'second'"),
+        (("timeout_sec = 7", 'network_mode = "no-network"'), "steps.agent.network_mode: step"),
+        (('url = "http://127.0.0.1/mcp"', ""), "environment.mcp_servers: 'files' needs `url`"),
+        (('"kept/log"', '"../log"'), "artifacts.destination: '../log'"),
+        (("[[steps]]", "[ramify]\nisolation = 'live'\n[[steps]]"), "ramify.isolation: has no"),
+    ],
+)
+def test_wrong_steps(multi: Directory, change: tuple[str, str], message: str) -> None:
+    multi.toml(MULTI.replace(*change, 1))
+    with pytest.raises(UsageError) as caught:
+        multi.read()
+    assert message in str(caught.value)
+
+
+def test_a_separate_verifier_without_an_environment_starts_as_the_agent_did(
+    directory: Directory,
+) -> None:
+    settings = directory.toml('[verifier]\nenvironment_mode = "separate"').package().verifier
+    assert (settings.separate, settings.sandbox, settings.tests) == (True, None, "tests")
+
+
+def test_a_separate_verifier_with_limits_of_its_own_keeps_the_tasks_image(
+    directory: Directory,
+) -> None:
+    text = '[environment]\ndocker_image = "debian"\n[verifier.environment]\ncpus = 1'
+    settings = directory.toml(text).package().verifier
+    assert settings.sandbox is not None
+    assert (settings.separate, settings.sandbox.image, settings.tests) == (True, "debian", "tests")
+    assert settings.sandbox.limits.cpus == 1
+
+
+def test_a_separate_verifier_on_its_own_image_has_its_tests_there(directory: Directory) -> None:
+    directory.write("tests/Dockerfile", "FROM debian\nWORKDIR /judge\n")
+    text = '[verifier.environment]\nnetwork_mode = "no-network"'
+    settings = directory.toml(text).package().verifier
+    assert settings.sandbox is not None
+    assert settings.sandbox.build == BuildSpec(str(directory.path / "tests"))
+    assert (settings.tests, settings.sandbox.workdir) == ("", "/judge")
+    assert settings.network == NetworkPolicy(NetworkMode.NONE)
+    shared = text + '\n[verifier]\nenvironment_mode = "shared"'
+    with pytest.raises(ConfigError, match="verifier.environment: has no meaning"):
+        directory.toml(shared).read()
+
+
+def test_a_compose_file_makes_a_compose_sandbox(directory: Directory) -> None:
+    directory.write("environment/docker-compose.yaml", "services: {main: {build: .}}\n")
+    spec = directory.toml('[environment]\ncpus = 2\nenv = { K = "v" }').package().sandbox
+    assert spec.compose is not None
+    assert spec.compose.file == str(directory.path / "environment" / "docker-compose.yaml")
+    assert (spec.compose.main, spec.build, spec.image) == ("main", None, None)
+    assert (spec.compose.env["K"], spec.compose.env["CPUS"]) == ("v", "2")
+
+
+def test_the_canary_is_not_for_the_agent(directory: Directory) -> None:
+    directory.write("instruction.md", "# data canary GUID 1\n<!-- canary -->\n\nDo it.\n")
+    assert directory.read().instruction == "Do it.\n"

@@ -31,13 +31,16 @@ class AgentCapabilities(msgspec.Struct, frozen=True):
 
     `needs_model`: it cannot run without a policy. `multi_prompt`: a second prompt continues the
     same live session. `asks_user`: it can ask with enumerated options. `interactive`: it wants a
-    person or a script at a terminal.
+    person or a script at a terminal. `mcp`: it serves the MCP servers of a task, or acts without
+    any (oracle). `skills`: the same for the skills of a task.
     """
 
     needs_model: bool = False
     multi_prompt: bool = False
     asks_user: bool = False
     interactive: bool = False
+    mcp: bool = False
+    skills: bool = False
 
 
 class AskUser(msgspec.Struct, frozen=True):

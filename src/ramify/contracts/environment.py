@@ -39,7 +39,10 @@ class Environment(Protocol):
     """The world's lifecycle. Readiness and teardown are the framework's burden, not a task's."""
 
     async def provision(self, sandbox: Sandbox, ctx: Context) -> None:
-        """Put files in place and start services. Raises EnvironmentFailed, SandboxError."""
+        """Put files in place and start services. Raises EnvironmentFailed, SandboxError.
+
+        Called again before each step of a multi-step task, with `ctx.task` at that step.
+        """
         ...
 
     async def readiness(self) -> ReadinessProbe:

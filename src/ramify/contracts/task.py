@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -59,28 +59,100 @@ class Healthcheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retries: int = 3
 
 
+class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A path inside whose content is kept once the agent is done.
+
+    `source` is absolute, or relative to the work directory. `destination` is where it is kept,
+    below the rollout's `artifacts/` (None: at its own path). `exclude` are patterns as of
+    `tar --exclude`. `service` is the Compose service it lies in (None: the agent's own).
+    """
+
+    source: str
+    destination: str | None = None
+    exclude: tuple[str, ...] = ()
+    service: str | None = None
+
+
+class CollectHook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A command that runs inside after the agent and before artifacts are collected."""
+
+    command: str
+    timeout_sec: float = 60.0
+    user: str | None = None
+    service: str | None = None
+
+
+class McpServer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An MCP server that a task offers to the agent: `command` for stdio, else `url`."""
+
+    name: str
+    transport: Literal["stdio", "sse", "streamable-http"] = "sse"
+    url: str | None = None
+    command: str | None = None
+    args: tuple[str, ...] = ()
+
+
 class VerifierSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a package is verified. Paths are relative to the package, commands run inside.
+
+    `tests` is a directory whose content is put at /tests, or one file; `more_tests` are laid over
+    it in order. An empty `tests` says that they are in the verifier's own image. `parser` names
+    how the reward is read from what the tests print (Terminal-Bench); None: from a reward file.
+
+    `separate`: the tests run in a sandbox of their own, which gets the declared outputs and
+    artifacts and nothing else. `sandbox` is what that is made from; None means afresh as the
+    agent's was. `collect` runs in the agent's sandbox first.
 
     `reward_range` is (minimum, maximum); what is out of it is `invalid: range`.
     """
 
     command: tuple[str, ...] = ()
     tests: str = "tests"
+    more_tests: tuple[str, ...] = ()
+    parser: str | None = None
     timeout_sec: float = 600.0
     env: dict[str, str] = {}
     user: str | None = None
     network: NetworkPolicy | None = None
     reward_range: tuple[float, float] = (0.0, 1.0)
     isolation: IsolationLevel | None = None
+    separate: bool = False
+    sandbox: SandboxSpec | None = None
+    collect: tuple[CollectHook, ...] = ()
 
 
 class SolutionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The reference solution. `command` runs inside, after `path` is uploaded to /solution."""
+    """The reference solution. `command` runs inside, after `path` is uploaded to /solution.
+
+    `path` is a directory (its content is uploaded) or one file. Where `script` is given, it is
+    the text of the one file /solution/solve.sh, and `path` is not used.
+    """
 
     path: str = "solution"
     command: tuple[str, ...] = ("bash", "/solution/solve.sh")
     env: dict[str, str] = {}
+    script: str | None = None
+
+
+class TaskStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One step of a multi-step task: a further prompt in the same session, verified by itself.
+
+    Before the prompt, `files` (a directory of the package) is copied into the work directory,
+    `setup` (a path in the work directory) run, and `healthcheck` waited for. After it, the
+    remaining steps are left out unless each of `min_reward` is reached, where `reward` is the
+    reward and other names are its items.
+    """
+
+    name: str
+    instruction: str
+    verifier: VerifierSettings = VerifierSettings()
+    solution: SolutionSettings | None = None
+    agent_timeout_sec: float = 600.0
+    min_reward: dict[str, float] = {}
+    files: str | None = None
+    setup: str | None = None
+    healthcheck: Healthcheck | None = None
+    artifacts: tuple[Artifact, ...] = ()
 
 
 class TaskPackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,6 +164,10 @@ class TaskPackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs), `artifacts` those to keep. `needs` names programs that must exist inside.
     `host_root_ok`: the task may also run on the host's own root file system, read-only below an
     overlay (`SandboxSpec.host_root`), in place of the image or build that `sandbox` names.
+    `skills_dir` is where skills lie inside; they are hidden from the agent in no-skill mode.
+
+    `steps` are those of a multi-step task, whose reward is the mean over the steps that were
+    reached, or the last one's. `at` is the index of the step that this package stands at.
     """
 
     path: str
@@ -106,9 +182,14 @@ class TaskPackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     setup_timeout_sec: float = 300.0
     healthcheck: Healthcheck | None = None
     outputs: tuple[str, ...] = ()
-    artifacts: tuple[str, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
     needs: tuple[str, ...] = ()
     host_root_ok: bool = False
+    mcp_servers: tuple[McpServer, ...] = ()
+    skills_dir: str | None = None
+    steps: tuple[TaskStep, ...] = ()
+    reward_strategy: Literal["mean", "final"] = "mean"
+    at: int | None = None
 
     @property
     def workdir(self) -> str:
@@ -158,6 +239,23 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if isinstance(self.input, str):
             return self.input
         return "" if self.input is None else msgspec.json.encode(self.input).decode()
+
+    def at_step(self, index: int) -> Task:
+        """This task as it stands at one of its package's steps: prompt, tests and solution."""
+        package = self.package
+        if package is None or not 0 <= index < len(package.steps):
+            raise ConfigError(f"there is no step {index}", file=self.task_id, field="steps")
+        step = package.steps[index]
+        there = msgspec.structs.replace(
+            package,
+            at=index,
+            verifier=step.verifier,
+            solution=step.solution,
+            agent_timeout_sec=step.agent_timeout_sec,
+            healthcheck=step.healthcheck,
+            artifacts=(*package.artifacts, *step.artifacts),
+        )
+        return msgspec.structs.replace(self, input=step.instruction, package=there)
 
     @staticmethod
     def parse_task_id(task_id: str) -> TaskId:

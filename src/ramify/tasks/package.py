@@ -6,62 +6,36 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ramify.contracts.errors import ConfigError, UnsupportedError
-from ramify.contracts.sandbox import (
-    BuildSpec,
-    Limits,
-    NetworkMode,
-    NetworkPolicy,
-    SandboxSpec,
-)
+from ramify.contracts.sandbox import NetworkPolicy, SandboxSpec
 from ramify.contracts.task import (
     RESERVED_KEYS,
-    Healthcheck,
     SolutionSettings,
     Task,
     TaskPackage,
-    VerifierSettings,
+    TaskStep,
 )
 from ramify.tasks.digest import package_digest
-from ramify.tasks.dockerfile import workdir_of_dockerfile
-from ramify.tasks.schema import (
-    EnvironmentTable,
-    NetworkModeName,
-    RamifyTable,
-    TaskToml,
-    parse_task_toml,
-)
+from ramify.tasks.fields import Fields, healthcheck, user_name
+from ramify.tasks.schema import RamifyTable, StepTable, TaskToml, parse_task_toml
+from ramify.tasks.texts import read_instruction
+from ramify.tasks.worlds import Layout, Worlds
 
-DEFAULT_WORKDIR = "/app"
-"""Work directory of a task that runs without an image and names none."""
-
-_MODES: Mapping[NetworkModeName, NetworkMode] = {
-    "public": NetworkMode.OPEN,
-    "no-network": NetworkMode.NONE,
-    "allowlist": NetworkMode.ALLOWLIST,
-}
 _FOREIGN_FILES: Mapping[str, str] = {
-    "steps": "multi-step tasks",
     "trajectory.json": "prior context of a task",
-    "environment/docker-compose.yaml": "Compose environments",
-    "environment/docker-compose.yml": "Compose environments",
-    "environment/compose.yaml": "Compose environments",
-    "environment/compose.yml": "Compose environments",
     "environment/singularity-compose.yaml": "Singularity environments",
 }
 """Files of the format that ask for something not served yet."""
 
 _LEGACY = {"task.yaml": "the legacy Terminal-Bench format", "task.md": "the task.md format"}
-_HOST = re.compile(
-    r"^(\*\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*(:\d+)?$"
-)
-_TEMPLATE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>.*))?\}", re.DOTALL)
-_SIZE = re.compile(r"^\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT])(?:I?B)?\s*$", re.IGNORECASE)
-_MIB_PER = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0 * 1024.0}
+_PORTABLE = re.compile(r"[^<>:\"/\\|?*\x00-\x1f\x7f]{1,255}")
 
 
 def read_task(path: Path, task_id: str, environ: Mapping[str, str] | None = None) -> Task:
@@ -80,15 +54,42 @@ def read_task(path: Path, task_id: str, environ: Mapping[str, str] | None = None
         UnsupportedError: the task asks for something not served yet; names file and field.
     """
     root = path.resolve()
-    file = str(root / "task.toml")
     _refuse_foreign(root)
     table = parse_task_toml(root / "task.toml")
-    reader = _Reader(root, file, table, os.environ if environ is None else environ)
+    prompt = None if table.steps else read_instruction(root / "instruction.md")
+    file = str(root / "task.toml")
+    return make_task(task_id, root, file, table, prompt, environ)
+
+
+def make_task(
+    task_id: str,
+    root: Path,
+    file: str,
+    table: TaskToml,
+    prompt: str | None,
+    environ: Mapping[str, str] | None = None,
+    layout: Layout | None = None,
+) -> Task:
+    """A Task out of its table, wherever that came from.
+
+    Args:
+        task_id: canonical.
+        root: the task directory.
+        file: where the table stands, for errors.
+        table: what it says.
+        prompt: the instruction; None for a multi-step task, whose steps bring their own.
+        environ: as for `read_task`.
+        layout: where the parts of the task are.
+    """
+    reader = _Reader(
+        root, file, table, os.environ if environ is None else environ, layout or Layout()
+    )
+    package = reader.package()
     return Task(
         task_id=task_id,
-        input=_text(root / "instruction.md"),
+        input=package.steps[0].instruction if prompt is None else prompt,
         metadata=reader.metadata(),
-        package=reader.package(),
+        package=package,
     )
 
 
@@ -100,9 +101,18 @@ def is_task_dir(path: Path) -> bool:
 class _Reader:
     """One task directory being read; checks each table against the directory."""
 
-    def __init__(self, root: Path, file: str, table: TaskToml, environ: Mapping[str, str]) -> None:
-        self._root, self._file, self._table, self._environ = root, file, table, environ
+    def __init__(
+        self,
+        root: Path,
+        file: str,
+        table: TaskToml,
+        environ: Mapping[str, str],
+        layout: Layout,
+    ) -> None:
+        self._root, self._file, self._table, self._layout = root, file, table, layout
         self._native = table.ramify or RamifyTable()
+        self._fields = Fields(file, environ)
+        self._worlds = Worlds(root, table, self._native, self._fields, layout)
 
     def metadata(self) -> dict[str, Any]:
         table = self._table
@@ -128,165 +138,101 @@ class _Reader:
         return {**metadata, "package_info": info} if info else metadata
 
     def package(self) -> TaskPackage:
-        root, table, native = self._root, self._table, self._native
-        if not (root / "tests" / "test.sh").is_file():
-            raise ConfigError("is missing; it decides the reward", file=str(root / "tests/test.sh"))
-        baseline = self._baseline()
-        agent_network = self._phase("agent")
-        health = table.environment.healthcheck
+        table, native, fields = self._table, self._native, self._fields
+        baseline = fields.baseline("environment", table.environment)
+        agent_network = self._agent_network(baseline)
+        sandbox = self._worlds.agent_sandbox(agent_network)
+        steps = self._steps(sandbox)
+        if native.isolation is not None and steps:
+            raise fields.error("ramify.isolation", "has no meaning in a multi-step task; remove it")
         return TaskPackage(
-            path=str(root),
-            digest=package_digest(root),
-            sandbox=self._sandbox(agent_network or baseline),
-            verifier=self._verifier(self._phase("verifier"), baseline),
-            solution=self._solution(),
-            agent_timeout_sec=table.agent.timeout_sec,
-            agent_user=_user(table.agent.user),
+            path=str(self._root),
+            digest=package_digest(self._root),
+            sandbox=sandbox,
+            verifier=steps[0].verifier if steps else self._worlds.verifier(sandbox),
+            solution=None if steps else self._solution(self._layout.solution),
+            agent_timeout_sec=table.agent.timeout_sec or 600.0,
+            agent_user=self._agent_user(),
             files=self._below("files", native.files, directory=True),
             setup=self._below("setup", native.setup, directory=False),
             setup_timeout_sec=native.setup_timeout_sec,
-            healthcheck=None
-            if health is None
-            else Healthcheck(
-                command=health.command,
-                interval_sec=health.interval_sec,
-                timeout_sec=health.timeout_sec,
-                start_period_sec=health.start_period_sec,
-                start_interval_sec=health.start_interval_sec,
-                retries=health.retries,
-            ),
-            outputs=self._paths("ramify.outputs", native.outputs),
-            artifacts=self._paths("artifacts", table.artifacts),
-            needs=self._programs(native.needs),
+            healthcheck=healthcheck(table.environment.healthcheck),
+            outputs=fields.paths("ramify.outputs", native.outputs),
+            artifacts=fields.artifacts("artifacts", table.artifacts),
+            needs=fields.programs("ramify.needs", native.needs),
             host_root_ok=native.image_free,
-        )
-
-    def _sandbox(self, network: NetworkPolicy) -> SandboxSpec:
-        env = self._table.environment
-        dockerfile = self._root / "environment" / "Dockerfile"
-        build: BuildSpec | None = None
-        workdir = self._workdir(env)
-        if env.docker_image is None and dockerfile.is_file():
-            build = BuildSpec(context=str(dockerfile.parent), timeout_sec=env.build_timeout_sec)
-            workdir = workdir or workdir_of_dockerfile(_text(dockerfile))
-        elif env.docker_image is None and not self._native.image_free:
-            raise self._error(
-                "environment",
-                "the task needs environment/Dockerfile, [environment] docker_image, or "
-                "[ramify] image_free = true",
-            )
-        if self._native.image_free:
-            # The host's root has no work directory of its own to fall back on.
-            workdir = workdir or DEFAULT_WORKDIR
-        return SandboxSpec(
-            image=env.docker_image,
-            build=build,
-            host_root=env.docker_image is None and build is None,
-            workdir=workdir,
-            env=self._env("environment", env.env),
-            limits=Limits(
-                memory_mb=self._size("memory", env.memory, env.memory_mb),
-                cpus=env.cpus,
-                disk_mb=self._size("storage", env.storage, env.storage_mb),
+            mcp_servers=fields.mcp_servers(
+                "environment.mcp_servers", table.environment.mcp_servers
             ),
-            network=network,
+            skills_dir=fields.absolute("environment.skills_dir", table.environment.skills_dir),
+            steps=steps,
+            reward_strategy=table.multi_step_reward_strategy or "mean",
         )
 
-    def _workdir(self, env: EnvironmentTable) -> str | None:
-        if env.workdir is None:
-            return None
-        if not env.workdir.startswith("/") or ".." in env.workdir.split("/"):
-            raise self._error("environment.workdir", "must be an absolute path without `..`")
-        return posixpath.normpath(env.workdir)
+    def _agent_network(self, baseline: NetworkPolicy) -> NetworkPolicy:
+        """One network for the whole session, which does not change under a live agent."""
+        task = self._fields.phase("agent", self._table.agent) or baseline
+        for step in self._table.steps or ():
+            own = self._fields.phase("steps.agent", step.agent)
+            if own is not None and own != task:
+                raise self._fields.unsupported(
+                    "steps.agent.network_mode",
+                    f"step {step.name!r} asks for another network than [agent]; one live session "
+                    "has one",
+                )
+        return task
 
-    def _verifier(self, own: NetworkPolicy | None, baseline: NetworkPolicy) -> VerifierSettings:
-        table, native = self._table.verifier, self._native
-        inherited = baseline if self._table.ramify is None else NetworkPolicy()
-        low, high = native.reward_range
-        if not -1e9 <= low < high <= 1e9:
-            raise self._error("ramify.reward_range", "must be [minimum, maximum], finite, in order")
-        return VerifierSettings(
-            timeout_sec=table.timeout_sec,
-            env=self._env("verifier", table.env),
-            user=_user(table.user),
-            network=own or inherited,
-            reward_range=native.reward_range,
-            isolation=native.isolation,
-        )
+    def _agent_user(self) -> str | None:
+        task = user_name(self._table.agent.user)
+        for step in self._table.steps or ():
+            if step.agent.user is not None and user_name(step.agent.user) != task:
+                raise self._fields.unsupported(
+                    "steps.agent.user",
+                    f"step {step.name!r} asks for another user than [agent]; one live session "
+                    "has one",
+                )
+        return task
 
-    def _solution(self) -> SolutionSettings | None:
-        if (self._root / "solution" / "solve.sh").is_file():
-            return SolutionSettings(env=self._env("solution", self._table.solution.env))
-        if (self._root / "solution").is_dir():
+    def _steps(self, sandbox: SandboxSpec) -> tuple[TaskStep, ...]:
+        tables = self._table.steps or []
+        if self._table.multi_step_reward_strategy is not None and not tables:
+            raise self._fields.error(
+                "multi_step_reward_strategy", "has no meaning without [[steps]]"
+            )
+        seen: set[str] = set()
+        found: list[TaskStep] = []
+        for table in tables:
+            key = unicodedata.normalize("NFC", table.name).casefold()
+            if key in seen:
+                raise self._fields.error("steps.name", f"{table.name!r} is there twice")
+            seen.add(key)
+            found.append(self._step(table, sandbox))
+        return tuple(found)
+
+    def _step(self, table: StepTable, sandbox: SandboxSpec) -> TaskStep:
+        name = table.name
+        if not _PORTABLE.fullmatch(name) or name.endswith((".", " ")) or not name.strip():
+            raise self._fields.error("steps.name", f"{name!r} cannot be the name of a directory")
+        folder = self._root / "steps" / name
+        if (folder / "trajectory.json").exists():
+            raise UnsupportedError(
+                f"{folder / 'trajectory.json'}: prior context of a step is not supported yet"
+            )
+        step = self._worlds.step(sandbox, table, read_instruction(folder / "instruction.md"))
+        own = f"steps/{name}/solution"
+        place = own if (self._root / own).is_dir() else self._layout.solution
+        return msgspec.structs.replace(step, solution=self._solution(place))
+
+    def _solution(self, place: str) -> SolutionSettings | None:
+        if (self._root / place / "solve.sh").is_file():
+            env = self._fields.env("solution.env", self._table.solution.env)
+            return SolutionSettings(path=place, env=env)
+        if (self._root / place).is_dir():
             raise ConfigError(
-                "is missing; the directory solution/ has no other entry point",
-                file=str(self._root / "solution/solve.sh"),
+                f"is missing; the directory {place}/ has no other entry point",
+                file=str(self._root / place / "solve.sh"),
             )
         return None
-
-    def _baseline(self) -> NetworkPolicy:
-        env = self._table.environment
-        if env.network_mode is None and env.allowed_hosts is None:
-            closed = env.allow_internet is False
-            return NetworkPolicy(NetworkMode.NONE if closed else NetworkMode.OPEN)
-        return self._policy("environment", env.network_mode or "public", env.allowed_hosts)
-
-    def _phase(self, name: str) -> NetworkPolicy | None:
-        table = self._table.agent if name == "agent" else self._table.verifier
-        if table.network_mode is None and not table.allowed_hosts:
-            return None
-        return self._policy(name, table.network_mode or "public", table.allowed_hosts)
-
-    def _policy(self, table: str, mode: NetworkModeName, hosts: list[str] | None) -> NetworkPolicy:
-        field = f"{table}.allowed_hosts"
-        if hosts and mode != "allowlist":
-            raise self._error(field, 'only has a meaning with network_mode = "allowlist"')
-        cleaned = [host.strip().lower().rstrip(".") for host in hosts or ()]
-        for host in cleaned:
-            if re.fullmatch(r"[0-9a-f.:]+/\d+", host) or host.count(":") > 1:
-                raise UnsupportedError(
-                    f"{self._file}: {field}: address ranges and IPv6 addresses ({host}) are not "
-                    "supported yet; name hosts"
-                )
-            if not _HOST.match(host):
-                raise self._error(
-                    field, f"{host!r} is not a host; write `host`, `*.domain` or `host:port`"
-                )
-        return NetworkPolicy(_MODES[mode], tuple(cleaned))
-
-    def _env(self, table: str, env: Mapping[str, str]) -> dict[str, str]:
-        resolved: dict[str, str] = {}
-        for key, value in env.items():
-            if not key or "=" in key or "\0" in key + value:
-                raise self._error(f"{table}.env", f"{key!r} cannot be an environment variable")
-            match = _TEMPLATE.fullmatch(value)
-            if match is None:
-                resolved[key] = value
-                continue
-            default: str | None = match["default"]
-            found = self._environ.get(match["name"], default)
-            if found is None:
-                raise self._error(
-                    f"{table}.env.{key}",
-                    f"{match['name']} is not set on this host; set it, or give a default: "
-                    f"${{{match['name']}:-default}}",
-                )
-            resolved[key] = found
-        return resolved
-
-    def _size(self, name: str, legacy: str | None, mb: int | None) -> int | None:
-        """MiB from `memory_mb`, or from the legacy `memory = "4G"`, which must agree with it."""
-        if legacy is None:
-            return mb
-        match = _SIZE.match(legacy)
-        if match is None:
-            raise self._error(f"environment.{name}", f'{legacy!r} is not a size such as "4G"')
-        size = max(1, round(float(match["number"]) * _MIB_PER[match["unit"].upper()]))
-        if mb is not None and mb != size:
-            raise self._error(
-                f"environment.{name}", f"differs from {name}_mb = {mb}; keep {name}_mb"
-            )
-        return size
 
     def _below(self, field: str, value: str | None, *, directory: bool) -> str | None:
         """A path of the package that must exist in it."""
@@ -300,26 +246,6 @@ class _Reader:
             kind = "directory" if directory else "file"
             raise self._error(f"ramify.{field}", f"no {kind} {value!r} in the task")
         return clean
-
-    def _paths(self, field: str, values: Iterable[str]) -> tuple[str, ...]:
-        """Paths inside the sandbox: absolute, or relative to the work directory."""
-        clean: list[str] = []
-        for value in values:
-            path = posixpath.normpath(value)
-            if ".." in value.split("/") or "\0" in value or path in (".", "/"):
-                raise self._error(
-                    field, f"{value!r} must name something in the work directory, or be absolute"
-                )
-            if path in clean:
-                raise self._error(field, f"{value!r} is named twice")
-            clean.append(path)
-        return tuple(clean)
-
-    def _programs(self, names: Iterable[str]) -> tuple[str, ...]:
-        for name in names:
-            if not re.fullmatch(r"[A-Za-z0-9._+-]+", name):
-                raise self._error("ramify.needs", f"{name!r} is not the name of a program")
-        return tuple(names)
 
     def _error(self, field: str, message: str) -> ConfigError:
         return ConfigError(message, file=self._file, field=field)
@@ -335,21 +261,3 @@ def _refuse_foreign(root: Path) -> None:
     for name, what in _FOREIGN_FILES.items():
         if (root / name).exists():
             raise UnsupportedError(f"{root / name}: {what} are not supported yet")
-
-
-def _text(path: Path) -> str:
-    try:
-        text = path.read_bytes().decode()
-    except FileNotFoundError:
-        raise ConfigError("is missing; write it", file=str(path)) from None
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"is not UTF-8 (byte {error.start})", file=str(path)) from None
-    if not text.strip():
-        raise ConfigError("is empty", file=str(path))
-    return text
-
-
-def _user(user: str | int | None) -> str | None:
-    return None if user is None else str(user)

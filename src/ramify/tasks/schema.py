@@ -1,7 +1,7 @@
-"""The fields of `task.toml` (schema 1.4), each known by name.
+"""The fields of `task.toml` (schema 1.4 and older), each known by name.
 
-Supported fields are structs; those understood but not served yet are refused by name when they
-carry a value that means something; anything else is unknown and refused with the nearest known
+What asks for hardware or an operating system that no sandbox here has is refused by name when it
+carries a value that means something; anything else is unknown and refused with the nearest known
 key. The table `[ramify]` is our own addition: a file with it is still a valid Harbor task.
 """
 
@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -21,6 +22,13 @@ from ramify.contracts.task import IsolationLevel
 
 _SchemaVersion = Literal["1.0", "1.1", "1.2", "1.3", "1.4"]
 _SCHEMA_VERSIONS: tuple[str, ...] = get_args(_SchemaVersion)
+
+_MACHINES: Mapping[str, str] = {
+    "os": "operating systems other than linux",
+    "gpus": "GPUs",
+    "gpu_types": "GPUs",
+    "tpu": "TPUs",
+}
 
 NetworkModeName = Literal["public", "no-network", "allowlist"]
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
@@ -51,27 +59,17 @@ class PackageTable(_Table, frozen=True):
     keywords: list[str] = []
 
 
-class VerifierTable(_Table, frozen=True):
-    """`[verifier]`."""
-
-    timeout_sec: _Seconds = 600.0
-    env: dict[str, str] = {}
-    user: _User = None
-    network_mode: NetworkModeName | None = None
-    allowed_hosts: list[str] | None = None
-
-
 class AgentTable(_Table, frozen=True):
-    """`[agent]`."""
+    """`[agent]`, of a task or of a step."""
 
-    timeout_sec: _Seconds = 600.0
+    timeout_sec: _Seconds | None = None
     user: _User = None
     network_mode: NetworkModeName | None = None
     allowed_hosts: list[str] | None = None
 
 
 class HealthcheckTable(_Table, frozen=True):
-    """`[environment.healthcheck]`."""
+    """`[environment.healthcheck]`, or that of a step."""
 
     command: _Text
     interval_sec: _Delay = 5.0
@@ -81,16 +79,32 @@ class HealthcheckTable(_Table, frozen=True):
     retries: _Count = 3
 
 
+class McpServerTable(_Table, frozen=True):
+    """`[[environment.mcp_servers]]`. The transport "http" is an old name of "streamable-http"."""
+
+    name: _Text
+    transport: Literal["stdio", "sse", "streamable-http", "http"] = "sse"
+    url: _Text | None = None
+    command: _Text | None = None
+    args: list[str] = []
+
+
 class EnvironmentTable(_Table, frozen=True):
     """`[environment]`. `memory` and `storage` are the legacy spellings, as in "4G"."""
 
     build_timeout_sec: _Seconds = 600.0
     docker_image: _Text | None = None
+    os: str = "linux"
     cpus: Annotated[float, msgspec.Meta(gt=0, le=4096)] | None = None
     memory_mb: _Count | None = None
     storage_mb: _Count | None = None
     memory: str | None = None
     storage: str | None = None
+    gpus: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    gpu_types: list[str] | None = None
+    tpu: dict[str, Any] | None = None
+    mcp_servers: list[McpServerTable] = []
+    skills_dir: str | None = None
     env: dict[str, str] = {}
     healthcheck: HealthcheckTable | None = None
     workdir: _Text | None = None
@@ -99,10 +113,52 @@ class EnvironmentTable(_Table, frozen=True):
     allow_internet: bool | None = None
 
 
+class CollectTable(_Table, frozen=True):
+    """`[[verifier.collect]]`."""
+
+    command: _Text
+    service: _Text = "main"
+    timeout_sec: _Seconds = 60.0
+    user: _User = None
+
+
+class VerifierTable(_Table, frozen=True):
+    """`[verifier]`, of a task or of a step."""
+
+    timeout_sec: _Seconds | None = None
+    env: dict[str, str] = {}
+    user: _User = None
+    network_mode: NetworkModeName | None = None
+    allowed_hosts: list[str] | None = None
+    environment_mode: Literal["shared", "separate"] | None = None
+    environment: EnvironmentTable | None = None
+    collect: list[CollectTable] = []
+
+
 class SolutionTable(_Table, frozen=True):
     """`[solution]`."""
 
     env: dict[str, str] = {}
+
+
+class ArtifactTable(_Table, frozen=True):
+    """An entry of `artifacts` that says more than its source."""
+
+    source: _Text
+    destination: str | None = None
+    exclude: list[str] = []
+    service: _Text | None = None
+
+
+class StepTable(_Table, frozen=True):
+    """`[[steps]]`. `min_reward` is a bound on the reward, or bounds on items by name."""
+
+    name: _Text
+    agent: AgentTable = AgentTable()
+    verifier: VerifierTable = VerifierTable()
+    min_reward: float | dict[str, float] | None = None
+    healthcheck: HealthcheckTable | None = None
+    artifacts: list[_Text | ArtifactTable] = []
 
 
 class RamifyTable(_Table, frozen=True):
@@ -130,36 +186,16 @@ class TaskToml(_Table, frozen=True):
 
     schema_version: _SchemaVersion = "1.4"
     source: str | None = None
-    artifacts: list[_Text] = []
+    artifacts: list[_Text | ArtifactTable] = []
     task: PackageTable | None = None
     metadata: dict[str, Any] = {}
     verifier: VerifierTable = VerifierTable()
     agent: AgentTable = AgentTable()
     environment: EnvironmentTable = EnvironmentTable()
     solution: SolutionTable = SolutionTable()
+    steps: list[StepTable] | None = None
+    multi_step_reward_strategy: Literal["mean", "final"] | None = None
     ramify: RamifyTable | None = None
-
-
-_UNSUPPORTED: Mapping[str, str] = {
-    "steps": "multi-step tasks",
-    "multi_step_reward_strategy": "multi-step tasks",
-    "verifier.environment_mode": "an environment of the verifier's own",
-    "verifier.environment": "an environment of the verifier's own",
-    "verifier.collect": "collect hooks",
-    "environment.os": "operating systems other than linux",
-    "environment.gpus": "GPUs",
-    "environment.gpu_types": "GPUs",
-    "environment.tpu": "TPUs",
-    "environment.mcp_servers": "MCP servers of a task",
-    "environment.skills_dir": "skills that come with a task",
-}
-"""Fields that are understood but not served yet, and what they ask for."""
-
-_HARMLESS: Mapping[str, frozenset[str]] = {
-    "environment.os": frozenset({"linux"}),
-    "verifier.environment_mode": frozenset({"shared"}),
-}
-"""Values of such fields that ask for what we do anyway."""
 
 
 def parse_task_toml(path: Path) -> TaskToml:
@@ -190,13 +226,17 @@ def parse_task_toml(path: Path) -> TaskToml:
 def check_task_toml(raw: Mapping[str, Any], file: str) -> TaskToml:
     """Check an already decoded `task.toml`; `file` is named in errors, which are the same."""
     table = _with_schema_version(dict(raw), file)
-    table = _without_unsupported(table, file)
     _refuse_unknown(TaskToml, table, "", file)
     try:
-        return msgspec.convert(table, TaskToml, strict=True)
+        checked = msgspec.convert(table, TaskToml, strict=True)
     except msgspec.ValidationError as error:
         message, field = _split_location(str(error))
         raise ConfigError(message, file=file, field=field) from None
+    _refuse_machines(checked.environment, "environment", file)
+    _refuse_machines(checked.verifier.environment, "verifier.environment", file)
+    for step in checked.steps or ():
+        _refuse_machines(step.verifier.environment, "steps.verifier.environment", file)
+    return checked
 
 
 def _with_schema_version(table: dict[str, Any], file: str) -> dict[str, Any]:
@@ -224,48 +264,38 @@ def _with_schema_version(table: dict[str, Any], file: str) -> dict[str, Any]:
     return table
 
 
-def _without_unsupported(table: dict[str, Any], file: str) -> dict[str, Any]:
-    """Refuse fields not served yet; drop them where their value asks for nothing."""
-    copy = {key: dict(_table(value)) or value for key, value in table.items()}
-    for dotted, what in _UNSUPPORTED.items():
-        head, _, last = dotted.rpartition(".")
-        holder = _table(copy.get(head)) if head else copy
-        value = holder.pop(last, None)
-        lowered = value.lower() if isinstance(value, str) else value
-        harmless = isinstance(lowered, str) and lowered in _HARMLESS.get(dotted, ())
-        if value and not harmless:
-            raise UnsupportedError(f"{file}: {dotted}: {what} are not supported yet; remove it")
-    if artifacts := _list(copy.get("artifacts")):
-        copy["artifacts"] = [_plain_artifact(item, file) for item in artifacts]
-    return copy
-
-
-def _plain_artifact(item: Any, file: str) -> Any:
-    """An artifact as its source path, where that is all it says."""
-    table = _table(item)
-    extra = sorted(key for key, value in table.items() if key != "source" and value)
-    if extra == ["service"] and table["service"] == "main":
-        extra = []
-    if extra:
-        raise UnsupportedError(
-            f"{file}: artifacts: {', '.join(extra)} of an artifact are not supported yet; "
-            "give the source path alone"
-        )
-    return table.get("source", item)
+def _refuse_machines(table: EnvironmentTable | None, where: str, file: str) -> None:
+    """Refuse operating systems and accelerators that no sandbox here has."""
+    if table is None:
+        return
+    asked = {
+        "os": table.os if table.os.lower() != "linux" else "",
+        "gpus": table.gpus,
+        "gpu_types": table.gpu_types,
+        "tpu": table.tpu,
+    }
+    for name, value in asked.items():
+        if value:
+            raise UnsupportedError(
+                f"{file}: {where}.{name}: {_MACHINES[name]} are not supported; no sandbox here "
+                f"has them ({value!r})"
+            )
 
 
 def _refuse_unknown(struct: type[msgspec.Struct], table: Any, prefix: str, file: str) -> None:
-    known = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+    known = _tables_below(struct)
     for key, value in _table(table).items():
         if key not in known:
-            raise ConfigError(
-                _unknown_key(key, [*known, *_unsupported_below(prefix)]),
-                file=file,
-                field=f"{prefix}{key}",
-            )
-        for inner in _structs_of(known[key]):
+            raise ConfigError(_unknown_key(key, known), file=file, field=f"{prefix}{key}")
+        for inner in known[key]:
             for item in _list(value) or [value]:
                 _refuse_unknown(inner, item, f"{prefix}{key}.", file)
+
+
+@cache
+def _tables_below(struct: type[msgspec.Struct]) -> Mapping[str, list[type[msgspec.Struct]]]:
+    """Key → kinds of table that may stand there. Kept, as finding out is slow."""
+    return {field.encode_name: _structs_of(field.type) for field in msgspec.structs.fields(struct)}
 
 
 def _table(value: Any) -> dict[str, Any]:
@@ -276,11 +306,6 @@ def _table(value: Any) -> dict[str, Any]:
 def _list(value: Any) -> list[Any]:
     """`value` itself where it is a list, else an empty one."""
     return cast("list[Any]", value) if isinstance(value, list) else []
-
-
-def _unsupported_below(prefix: str) -> Iterable[str]:
-    below = (key[len(prefix) :] for key in _UNSUPPORTED if key.startswith(prefix))
-    return (key for key in below if "." not in key)
 
 
 def _structs_of(kind: Any) -> list[type[msgspec.Struct]]:
