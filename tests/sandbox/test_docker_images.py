@@ -140,9 +140,10 @@ async def test_a_build_that_fails_says_why(
 
 
 async def test_an_image_with_nothing_but_a_shell(
-    docker: DockerProvider, docker_spec: SandboxSpec, client: EngineClient, tmp_path: Path
+    docker_spec: SandboxSpec, client: EngineClient, tmp_path: Path, ramify_home: Path
 ) -> None:
     """No Python, no C library where ours is looked for, no /etc/passwd, no /tmp."""
+    docker = DockerProvider(ramify_home)
     source = await docker.create(docker_spec)
     await source.exec(
         "mkdir -p /mini/bin /mini/odd; cp /bin/dash /bin/cat /bin/ls /mini/odd;"
@@ -169,7 +170,7 @@ async def test_an_image_with_nothing_but_a_shell(
     await box.upload(tmp_path / "f", "/deep/er/f")
     await box.download("/deep", tmp_path / "down")
     assert (tmp_path / "down/er/f").read_text() == "up"
-    await box.teardown()
+    await docker.aclose()
     await client.call(
         "DELETE", "/images/ramify-test/mini:1", "remove a test image", query={"force": "1"}
     )

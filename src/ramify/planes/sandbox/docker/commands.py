@@ -123,15 +123,19 @@ async def spawn(link: Link, line: CommandLine, pty: PtySize | None) -> ChannelPr
     channel = link.open(line.request(pty=pty, stdin=True, drain=False))
     try:
         async with asyncio.timeout(_START_SEC):
-            event = await channel.until("started", "failed")
+            event = await channel.until("started", "failed", "ended")
         pid = event.get("pid")
         if event["event"] == "failed":
             raise SandboxError(f"cannot start {line.argv[0]!r}: {_text(event)}")
+        if event["event"] == "ended":
+            raise SandboxError(f"{line.argv[0]!r} was killed while it was being started")
         if not isinstance(pid, int):
             raise SandboxLostError("the supervisor answered with nonsense")
-    except BaseException:
+    except BaseException as error:
         channel.tell({"do": "kill"})
         channel.close()
+        if isinstance(error, TimeoutError):
+            raise SandboxLostError("the supervisor did not start a command in time") from error
         raise
     return ChannelProcess(channel, pid, terminal=pty is not None)
 

@@ -68,7 +68,7 @@ class Inflow:
         self._owed = 0
         self._ready = asyncio.Event()
         self._ended = False
-        self._error: BaseException | None = None
+        self._error: str | None = None
 
     def put(self, data: bytes) -> None:
         """Take bytes from the wire. Raises: WireError beyond the window."""
@@ -84,8 +84,8 @@ class Inflow:
         self._chunks.append(data)
         self._ready.set()
 
-    def end(self, error: BaseException | None = None) -> None:
-        """No more will come; readers get `error` (or the end) after what is buffered."""
+    def end(self, error: str | None = None) -> None:
+        """No more will come; readers are told `error` (or the end) after what is buffered."""
         if not self._ended:
             self._ended, self._error = True, error
         self._ready.set()
@@ -95,7 +95,7 @@ class Inflow:
         while not self._chunks:
             if self._ended:
                 if self._error is not None:
-                    raise self._error
+                    raise SandboxLostError(self._error)
                 return b""
             self._ready.clear()
             await self._ready.wait()
@@ -127,7 +127,7 @@ class Channel:
         self._room = asyncio.Event()
         self._events: dict[str, Event] = {}
         self._waiters: set[asyncio.Future[None]] = set()
-        self._failure: BaseException | None = None
+        self._failure: str | None = None
         self._refused = False
         self._closed = False
 
@@ -138,7 +138,7 @@ class Channel:
                 if kind in self._events:
                     return self._events[kind]
             if self._failure is not None:
-                raise self._failure
+                raise SandboxLostError(self._failure)
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.add(waiter)
             try:
@@ -180,10 +180,10 @@ class Channel:
             self._closed = True
             self._link.push(wire.frame(wire.CLOSE, self.number))
             self._link.forget(self)
-            self.fail(SandboxLostError("the channel is closed"))
+            self.fail("the channel is closed")
 
-    def fail(self, error: BaseException) -> None:
-        """Wake everyone with `error`."""
+    def fail(self, error: str) -> None:
+        """Wake everyone with SandboxLostError(`error`)."""
         if self._failure is None:
             self._failure = error
         self.out.end(error)
@@ -231,7 +231,7 @@ class Channel:
 
     def _check_writable(self) -> None:
         if self._failure is not None:
-            raise self._failure
+            raise SandboxLostError(self._failure)
         if self._refused:
             raise BrokenPipeError("the process takes no more input")
 
@@ -251,7 +251,7 @@ class Link:
         self._accepting: dict[int, Callable[[Channel], None]] = {}
         self._next = 2
         self._last_accepted = 1
-        self._error: SandboxLostError | None = None
+        self._error: str | None = None
         self._stderr = bytearray()
         self.ready = asyncio.Event()
         self._task = asyncio.create_task(self._receive(), name="docker-link")
@@ -260,7 +260,7 @@ class Link:
         """Wait until the supervisor is there. Raises: SandboxLostError."""
         await self.ready.wait()
         if self._error is not None:
-            raise self._error
+            raise SandboxLostError(self._error)
 
     def open(self, request: Event, out: Tap | None = None, err: Tap | None = None) -> Channel:
         """Open a channel with a request; `out` and `err` take its streams as they come.
@@ -268,7 +268,7 @@ class Link:
         Raises: SandboxLostError.
         """
         if self._error is not None:
-            raise self._error
+            raise SandboxLostError(self._error)
         channel = Channel(self, self._next, (out, err))
         self._next += 2
         self._channels[channel.number] = channel
@@ -290,7 +290,7 @@ class Link:
     async def drain(self) -> None:
         """Wait until the connection takes more. Raises: SandboxLostError."""
         if self._error is not None:
-            raise self._error
+            raise SandboxLostError(self._error)
         try:
             await self._writer.drain()
         except (ConnectionError, OSError) as error:
@@ -303,20 +303,19 @@ class Link:
 
     def abandon(self, reason: str) -> None:
         """Fail every channel that is open now; new ones can still be opened."""
-        error = SandboxLostError(reason)
         for channel in self._channels.values():
-            channel.fail(error)
+            channel.fail(reason)
 
     def end(self, reason: str) -> None:
         """End every channel with SandboxLostError(reason). Idempotent."""
         if self._error is not None:
             return
-        self._error = SandboxLostError(reason)
+        self._error = reason
         self._writer.transport.abort()
         self.ready.set()
         channels, self._channels = self._channels, {}
         for channel in channels.values():
-            channel.fail(self._error)
+            channel.fail(reason)
         self._lost(reason)
 
     async def aclose(self) -> None:

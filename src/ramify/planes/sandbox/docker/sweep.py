@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ramify.planes.sandbox.docker.client import EngineClient, Json
@@ -12,21 +13,26 @@ from ramify.planes.sandbox.docker.launch import remove_container
 from ramify.planes.sandbox.docker.owners import ENGINE_LABEL, forget_orphan, is_orphan
 from ramify.planes.sandbox.docker.runtime import DATA_LABEL, remove_volume
 
+_OFFSET = re.compile(r"[+-]\d\d:\d\d$")
 _KEPT = timedelta(days=14)
+_NEVER_STARTED = timedelta(hours=1)
 
 
 async def sweep(client: EngineClient) -> int:
     """Remove containers, frozen images and half-filled runtimes of dead engines; how many."""
+    info: Json = await client.call("GET", "/info", "tell the time")
+    now = _moment(info["SystemTime"])
     removed = 0
     swept: list[Json] = []
     for item in await _orphans(client, "/containers/json", {"all": "1"}):
         removed += await remove_container(client, str(item["Id"]))
         swept.append(item["Labels"])
+    removed += await _remove_stale(client, now - _NEVER_STARTED)
     for item in await _orphans(client, "/images/json", {}):
         removed += await remove_image(client, str(item["Id"]))
         swept.append(item["Labels"])
     used = await _runtimes(client)
-    removed += await _remove_old(client, used)
+    removed += await _remove_old(client, used, now - _KEPT)
     for item in await _orphans(client, "/volumes", {}):
         if item["Name"] not in used:
             removed += await remove_volume(client, str(item["Name"]))
@@ -49,10 +55,18 @@ async def _runtimes(client: EngineClient) -> dict[str, Json]:
     return {str(item["Labels"][DATA_LABEL]): item for item in pointers}
 
 
-async def _remove_old(client: EngineClient, runtimes: dict[str, Json]) -> int:
+async def _remove_stale(client: EngineClient, limit: datetime) -> int:
+    """Remove containers of any engine that never ran: no engine that lives waits so long."""
+    found = await _list(client, "/containers/json", {"all": "1"}, ENGINE_LABEL)
+    removed = 0
+    for item in found:
+        if item["State"] == "created" and datetime.fromtimestamp(item["Created"], UTC) < limit:
+            removed += await remove_container(client, str(item["Id"]))
+    return removed
+
+
+async def _remove_old(client: EngineClient, runtimes: dict[str, Json], limit: datetime) -> int:
     """Remove runtimes made long ago that no container uses; one still wanted is made again."""
-    info: Json = await client.call("GET", "/info", "tell the time")
-    limit = _moment(info["SystemTime"]) - _KEPT
     removed = 0
     for volume, pointer in runtimes.items():
         # The files first: Docker refuses while a container uses them.
@@ -62,8 +76,9 @@ async def _remove_old(client: EngineClient, runtimes: dict[str, Json]) -> int:
 
 
 def _moment(text: str) -> datetime:
-    """A time of the daemon, to the second; the offset does not matter for days."""
-    return datetime.fromisoformat(text[:19])
+    """A time of the daemon, whose nanoseconds no parser here takes."""
+    offset = _OFFSET.search(text)
+    return datetime.fromisoformat(text[:19] + (offset[0] if offset else "+00:00")).astimezone(UTC)
 
 
 async def _list(client: EngineClient, path: str, query: dict[str, str], label: str) -> list[Json]:
