@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import ramify.planes.sandbox.docker.wire as wire
 import ramify.planes.sandbox.inside as inside
+import ramify.planes.sandbox.nanny as nanny
 import ramify.planes.sandbox.processes as processes
+from ramify.planes.sandbox.accounts import find_user
 from ramify.planes.sandbox.descent import FAILED
 from ramify.planes.sandbox.docker.channels import READ, WRITE, Loop, Pipe, Sink, Source
 from ramify.planes.sandbox.docker.outlet import close_private
@@ -130,7 +132,7 @@ class Supervisor:
 
     def _cannot(self, channel: _Channel, text: str) -> None:
         """Answer a request that nothing came of, whatever its sender waits for."""
-        self._tell(channel, event="failed", code=inside.CANNOT_RUN, text=text)
+        self._tell(channel, event="failed", code=nanny.CANNOT_RUN, text=text)
         self._tell(channel, event="refused")
         for kind in (wire.EOF, wire.EOF_ERR):
             self._pipe.send(wire.frame(kind, channel.number))
@@ -145,7 +147,7 @@ class Supervisor:
             self._jobs.kill(job)
             self._tick()
         elif request["do"] == "resize" and channel.sink is not None and channel.sink.alive:
-            inside.resize_terminal(channel.sink.fd, request["rows"], request["cols"])
+            nanny.resize_terminal(channel.sink.fd, request["rows"], request["cols"])
 
     def _close(self, channel: _Channel) -> None:
         """The engine is done with it; what runs goes on, and what it writes is dropped."""
@@ -179,14 +181,14 @@ class Supervisor:
         channel.oom_before = oom_kills()
         pty = request["pty"]
         if pty is not None:
-            ours, theirs = inside.open_terminal(pty[0], pty[1])
+            ours, theirs = nanny.open_terminal(pty[0], pty[1])
             fds = (theirs, theirs, theirs)
             ends = (os.dup(ours), ours, -1)
         else:
             fds, ends = pipes(with_stdin=request["stdin"])
         try:
             channel.job = self._jobs.start(
-                inside.Command(
+                nanny.Command(
                     argv=request["argv"],
                     fds=fds,
                     user=None if request["user"] in _OWN_USER else request["user"],
@@ -224,11 +226,10 @@ class Supervisor:
                 self._loop.watch(fd, READ, lambda fd=fd: self._job_ready(fd))
 
     def _job_ready(self, fd: int) -> None:
-        # Forgotten first: reading the end closes it.
-        self._loop.forget(fd)
-        self._watched.discard(fd)
         self._events(self._jobs.read(fd))
-        self._watch_jobs()
+        if fd not in self._jobs.fds():
+            self._watched.discard(fd)
+            self._loop.gone(fd)
 
     def _tick(self) -> None:
         before = set(self._jobs.fds())
@@ -296,7 +297,7 @@ class Supervisor:
         say_r, say_w = os.pipe()
         try:
             if self._jobs.fork_helper() == 0:
-                inside.close_all_but((its, say_w))
+                nanny.close_all_but((its, say_w))
                 _answer(say_w, work)
         except OSError:
             os.close(say_r)
@@ -393,7 +394,7 @@ def _unpack_for(request: dict[str, Any], in_fd: int) -> tuple[int, str]:
     uid = gid = 0
     if request["owner"] is not None:
         try:
-            user = inside.find_user(request["owner"])
+            user = find_user(request["owner"])
         except LookupError as error:
             return FAILED, str(error)
         uid, gid = user.uid, user.gid
