@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 from doomed import REPEATS
@@ -30,14 +31,22 @@ def witness(tmp_path: Path) -> Iterator[Witness]:
 
 
 def engine(witness: Witness, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the job in a process of its own: to its end, or until it kills itself."""
-    return subprocess.run(
-        [sys.executable, str(DOOMED), *arguments],
-        env={**os.environ, "RAMIFY_HOME": str(witness.home)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    """Run the job in a process of its own: to its end, or until it kills itself.
+
+    What it says goes to files: a pipe would be waited for until the last of its children is gone,
+    and the two seconds are to begin with its own end.
+    """
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        done = subprocess.run(
+            [sys.executable, str(DOOMED), *arguments],
+            env={**os.environ, "RAMIFY_HOME": str(witness.home)},
+            stdout=out,
+            stderr=err,
+            timeout=100,
+        )
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(done.args, done.returncode, out.read(), err.read())
 
 
 def fate(result: RolloutResult) -> tuple[object, ...]:
@@ -70,7 +79,7 @@ def schedule(sandbox: str, tmp_path: Path, phases: list[Phase], seed: int, own: 
         killed = engine(own, sandbox, str(out), phase.value, str(nth), str(delay))
         # With a delay the job may end first; without one the phase was never entered.
         assert killed.returncode in ((-9, 0) if delay else (-9,)), f"{what}: {killed.stderr}"
-        assert own.left_after() == [], f"left over two seconds after {what}"
+        assert own.left_after() == [], f"left over two seconds after {what}: {killed.stderr}"
         before = read_results(out)
         after = finished(own, sandbox, out)
         assert Counter(map(fate, after.values())) == expected, what

@@ -28,8 +28,6 @@ _COLOURS = {
 
 _WIDE = 400
 """Columns off a terminal: whatever reads that can read long lines, and nothing may be cut."""
-_ROOMY = 100
-"""Columns from which a table shows everything."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -47,30 +45,28 @@ def is_terminal() -> bool:
 def results_table(results: Sequence[RolloutResult], width: int = _WIDE) -> Table:
     """One row per rollout: task, outcome, reward, time split by phase, tokens, cost.
 
-    On less than 100 columns what a person needs least is left out, so that no word is broken.
+    Where that is wider than `width`, what a person needs least is left out, so that no word is
+    cut or broken; a column in which nothing stands is left out in any case.
     """
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    roomy = width >= _ROOMY
-    shown = {
-        "#": any(result.repeat for result in results),
-        "graded on": roomy,
-        "start": roomy,
-        "verify": roomy,
-        "tokens": any(_tokens(result) != "-" for result in results),
-        "cost": roomy and any(result.usage.cost_usd is not None for result in results),
-    }
     rows = [_cells(r) for r in sorted(results, key=lambda r: (r.task_id, r.repeat))]
-    for name, justify in _COLUMNS.items():
-        if shown.get(name, True):
-            least = 12 if name == "task" else None
-            table.add_column(
-                name, justify=justify, no_wrap=True, overflow="ellipsis", min_width=least
-            )
+    columns = {name: max([len(name), *(len(row[name]) for row in rows)]) for name in _COLUMNS}
+    if not any(result.repeat for result in results):
+        del columns["#"]
+    for name in ("tokens", "cost"):
+        if all(str(row[name]) == "-" for row in rows):
+            del columns[name]
+    for name in _LEFT_OUT_FIRST:
+        if sum(columns.values()) + 2 * len(columns) - 2 > width:
+            columns.pop(name, None)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, justify=_COLUMNS[name], no_wrap=True, overflow="ellipsis")
     for row in rows:
-        table.add_row(*(cell for name, cell in row.items() if shown.get(name, True)))
+        table.add_row(*(row[name] for name in columns))
     return table
 
 
+_LEFT_OUT_FIRST = ("start", "verify", "graded on", "cost", "agent", "tokens", "total")
 _COLUMNS: Mapping[str, Literal["left", "right"]] = {
     "task": "left", "#": "right", "outcome": "left", "reward": "right", "graded on": "left",
     "start": "right", "agent": "right", "verify": "right", "total": "right", "tokens": "right",

@@ -222,7 +222,9 @@ class _Spawner:
             if self._engine.fileno() < 0 or kept.world.user_map is not None:
                 kept.running.add(self._empty(kept.world))
                 return
-        late = time.monotonic() - kept.ending > _PATIENCE_SEC
+        # A living engine is not kept waiting for ever; after its death there is all the time.
+        waited = time.monotonic() - kept.ending
+        late = self._engine.fileno() >= 0 and waited > _PATIENCE_SEC
         if cgroups.remove(kept.world.cgroups) and not late:
             return  # busy: the next round tries again
         del self._kept[kept.name]
