@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from ramify.contracts.config import ramify_home
 from ramify.contracts.errors import ConfigError, SandboxStartError, UnsupportedError
@@ -23,8 +23,7 @@ from ramify.planes.sandbox.layers import LayerStore, Scratch
 from ramify.planes.sandbox.local import cgroups, leftovers
 from ramify.planes.sandbox.local.demands import demanded_limits
 from ramify.planes.sandbox.local.disk import DiskWatch
-from ramify.planes.sandbox.local.hostroot import HostBase, Part, found_base, host_base
-from ramify.planes.sandbox.local.namespaces import FIRST_ID
+from ramify.planes.sandbox.local.ground import Ground, Masks, break_ground, host_image
 from ramify.planes.sandbox.local.nursery import Nursery
 from ramify.planes.sandbox.local.probe import Machine, Mode
 from ramify.planes.sandbox.local.process import probe
@@ -35,8 +34,6 @@ from ramify.planes.sandbox.proxy import EgressProxy
 
 _PROXY_PORT = 3128
 _DEFAULT_PIDS = 1024
-_HOST_PREFIX = "host-"
-_T = TypeVar("_T")
 
 
 class LocalProvider:
@@ -54,6 +51,7 @@ class LocalProvider:
         self._mode = mode
         self._home = (home or ramify_home() / "sandbox").absolute()
         self._nursery = Nursery(self._home / "run")
+        self._masks = Masks(self._home / "masks", (self._home, Path.cwd()))
         self._machine: Machine | None = None
         self._layout = cgroups.Layout(0, {})
         self._store: LayerStore | None = None
@@ -98,31 +96,26 @@ class LocalProvider:
         """The pristine image of a spec: a name or path of the store, or the host's own root."""
         await self._find_machine()
         self._check(spec)
-        if spec.host_root:
-            base = await self._host_base()
-            digest = f"sha256:{base.digest}"
-            return SandboxImage(_HOST_PREFIX + base.digest[:16], self.name, digest)
-        assert spec.image is not None
-        return await self._find_image(spec.image)
+        if spec.image is not None:
+            return await self._find_image(spec.image)
+        return await asyncio.to_thread(host_image, self._masks)
 
     async def create(self, spec: SandboxSpec, image: SandboxImage | None = None) -> Sandbox:
         """A new sandbox on `image` (default: the pristine one); see the contract."""
         machine = await self._find_machine()
         self._check(spec, has_image=image is not None)
-        chosen = image or await self.prepare(spec)
+        if image is None and not spec.host_root:
+            image = await self.prepare(spec)
         store = await self._open_store()
-        await self._nursery.ready(machine.mode)
-        base = await self._base_of(store, chosen)
-        scratch = await self._blocking(lambda: self._new_scratch(store, chosen, machine, base))
-        name = ""
+        place = await self._nursery.ready(machine.mode)
+        ground = await self._break_ground(store, image, place, machine)
+        name, scratch = ground.name, ground.scratch
         try:
-            name, root = self._nursery.new_place()
-            message = await self._describe(machine, spec, chosen, base, scratch, root)
+            message = await self._describe(machine, spec, ground)
             control = await self._nursery.start(name, message)
         except BaseException:
             self._drop_later(store, scratch)
-            if name:
-                await self._nursery.end(name)
+            await self._nursery.end(name)
             raise
 
         async def end(keep: bool) -> SandboxImage | None:
@@ -137,7 +130,7 @@ class LocalProvider:
             return frozen
 
         limits = spec.limits
-        label = f"ramify-{Path(root).parent.parent.name}-{name}"
+        label = f"ramify-{place.name}-{name}"
         memory = self._layout.parents.get("memory") if limits.memory_mb else None
         watch = DiskWatch(scratch.upper, limits.disk_mb * MIB) if limits.disk_mb else None
         sandbox = LocalSandbox(
@@ -147,9 +140,9 @@ class LocalProvider:
                 capabilities=self.capabilities(),
                 control=control,
                 null=self._nursery.null,
-                env=self._environment(spec, chosen, base),
-                user=spec.user if spec.user is not None else chosen.user,
-                workdir=spec.workdir or chosen.workdir or "/",
+                env=self._environment(spec, ground),
+                user=spec.user if spec.user is not None else ground.image.user,
+                workdir=spec.workdir or ground.image.workdir or "/",
                 memory_cgroups=[os.path.join(memory, label)] if memory else [],
                 disk_watch=watch,
                 end=end,
@@ -226,62 +219,43 @@ class LocalProvider:
                 " (systemd-run --user --scope -p Delegate=yes), or leave the limit out"
             )
 
-    async def _host_base(self) -> HostBase:
-        private = (self._home, Path.cwd())
-        return await self._blocking(
-            lambda: host_base(self._home / "masks", private, os.geteuid() == 0)
+    async def _break_ground(
+        self, store: LayerStore, image: SandboxImage | None, place: Path, machine: Machine
+    ) -> Ground:
+        """The directories of a new sandbox; a caller cancelled meanwhile leaves none."""
+        shift = machine.mode == "userns"
+        work = asyncio.ensure_future(
+            asyncio.to_thread(break_ground, store, self._masks, image, place, shift)
         )
-
-    async def _base_of(self, store: LayerStore, image: SandboxImage) -> HostBase | None:
-        """The host base below an image, or None for one with a root of its own."""
-        below = await self._blocking(lambda: store.base(image))
-        if below is None or not below.startswith(_HOST_PREFIX):
-            return None
-        mask = self._home / "masks" / below.removeprefix(_HOST_PREFIX)
         try:
-            return await self._blocking(lambda: found_base(mask))
-        except FileNotFoundError as error:
-            message = f"the base {below} of the image {image.id} is gone from {mask.parent}"
-            raise SandboxStartError(message) from error
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
 
-    def _new_scratch(
-        self, store: LayerStore, image: SandboxImage, machine: Machine, base: HostBase | None
-    ) -> Scratch:
-        scratch = store.new_scratch(image)
-        names = [part.inside for part in base.parts] if base else []
-        for place in (scratch.upper, scratch.work):
-            made = [place, *(place / name for name in names)]
-            for directory in made:
-                directory.mkdir(exist_ok=True)
-                if machine.mode == "userns":
-                    os.chown(directory, FIRST_ID, FIRST_ID)
-        return scratch
+            async def undo() -> None:
+                ground = await work
+                await self._nursery.end(ground.name)
+                await asyncio.to_thread(store.drop, ground.scratch)
 
-    async def _describe(
-        self,
-        machine: Machine,
-        spec: SandboxSpec,
-        image: SandboxImage,
-        base: HostBase | None,
-        scratch: Scratch,
-        root: str,
-    ) -> Message:
+            self._later(undo())
+            raise
+
+    async def _describe(self, machine: Machine, spec: SandboxSpec, ground: Ground) -> Message:
         store = await self._open_store()
         overlays: list[tuple[str, list[str], str, str]] = []
-        found = await asyncio.to_thread(_layers, store, image, base)
-        for part, layers in found:
+        for part, layers in ground.layers:
             lowers = [lower for lower, _ours in layers]
             if machine.mode == "userns":
                 lowers = [await self._as_seen(store, lower, ours) for lower, ours in layers]
+            scratch = ground.scratch
             upper, work = (str(place / part.inside) for place in (scratch.upper, scratch.work))
             overlays.append((part.target, lowers, upper, work))
         limits = spec.limits
         pids = limits.pids or _DEFAULT_PIDS
         return {
             "mode": machine.mode,
-            "root": root,
+            "root": ground.root,
             "overlays": overlays,
-            "binds": list(base.binds) if base else [],
+            "binds": list(ground.base.binds) if ground.base else [],
             "workdir": spec.workdir or "",
             "lockdown": spec.lockdown,
             "process_limit": None if "pids" in self._layout.enforced else pids,
@@ -296,28 +270,26 @@ class LocalProvider:
         """Where a layer is found with its owners shifted; frozen ones are shifted already."""
         if is_shifted:
             return lower
-        for top in (str(store.layers_dir), str(self._home / "masks")):
+        for top in (str(store.layers_dir), str(self._masks.place)):
             if lower.startswith(top + "/"):
                 return os.path.join(await self._nursery.shifted(top), lower[len(top) + 1 :])
         return await self._nursery.shifted(lower)
 
-    def _environment(
-        self, spec: SandboxSpec, image: SandboxImage, base: HostBase | None
-    ) -> dict[str, str]:
+    def _environment(self, spec: SandboxSpec, ground: Ground) -> dict[str, str]:
         env = {"RAMIFY_ROOT": ""}
-        if base is not None and base.path_entries:
-            env["PATH"] = ":".join((DEFAULT_PATH, *base.path_entries))
+        if ground.base is not None and ground.base.path_entries:
+            env["PATH"] = ":".join((DEFAULT_PATH, *ground.base.path_entries))
         if spec.network.mode is not NetworkMode.NONE:
             proxy = f"http://127.0.0.1:{_PROXY_PORT}"
             for name in ("http_proxy", "https_proxy"):
                 env[name] = env[name.upper()] = proxy
             env["no_proxy"] = env["NO_PROXY"] = "localhost,127.0.0.1,::1"
-        return {**env, **image.env, **spec.env}
+        return {**env, **ground.image.env, **spec.env}
 
     async def _find_image(self, name: str) -> SandboxImage:
         store = await self._open_store()
         if not name.startswith(("/", "./", "../")):
-            found = await self._blocking(lambda: store.resolve(name))
+            found = await asyncio.to_thread(store.resolve, name)
             if found is not None:
                 return found
             raise ConfigError(
@@ -325,7 +297,7 @@ class LocalProvider:
                 f" directory or tar), or: docker save {name} -o image.tar, and use its path",
                 field="image",
             )
-        return await self._blocking(lambda: self._import(store, Path(name)))
+        return await asyncio.to_thread(self._import, store, Path(name))
 
     def _import(self, store: LayerStore, path: Path) -> SandboxImage:
         try:
@@ -338,27 +310,11 @@ class LocalProvider:
         return self._imported[key]
 
     def _drop_later(self, store: LayerStore, scratch: Scratch) -> None:
-        """Delete the files of a dead sandbox in a thread; `aclose` waits for it."""
-        task = asyncio.ensure_future(asyncio.to_thread(store.drop, scratch))
+        """Delete the files of a dead sandbox in a thread."""
+        self._later(asyncio.to_thread(store.drop, scratch))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it in the background; `aclose` waits for it."""
+        task = asyncio.ensure_future(work)
         self._dropping.add(task)
         task.add_done_callback(self._dropping.discard)
-
-    async def _blocking(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.to_thread(work)
-
-
-def _layers(
-    store: LayerStore, image: SandboxImage, base: HostBase | None
-) -> list[tuple[Part, list[tuple[str, bool]]]]:
-    """Per overlay of a root its layers, topmost first, and whether their owners are shifted."""
-    own = [str(store.layers_dir / name) for name in store.lowers(image)]
-    found: list[tuple[Part, list[tuple[str, bool]]]] = []
-    for part in base.parts if base else (Part("", ()),):
-        layers: list[tuple[str, bool]] = []
-        for lower in (*(os.path.join(layer, part.inside) for layer in own), *part.below):
-            try:
-                layers.append((lower.rstrip("/"), os.stat(lower).st_uid >= FIRST_ID))
-            except FileNotFoundError:
-                continue  # an image frozen before its base had this part
-        found.append((part, layers))
-    return found
