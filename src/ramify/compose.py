@@ -7,6 +7,7 @@ A name is looked up in our own table, then among entry points (`ramify.sandboxes
 from __future__ import annotations
 
 import inspect
+import random
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ import msgspec
 
 from ramify.contracts.agent import Agent
 from ramify.contracts.config import ramify_home
+from ramify.contracts.context import Clock
 from ramify.contracts.environment import Environment
-from ramify.contracts.errors import ConfigError, UnknownNameError, UnsupportedError
+from ramify.contracts.errors import ConfigError, UnknownNameError, UnsupportedError, UsageError
+from ramify.contracts.model import Model
 from ramify.contracts.reward import Reward
 from ramify.contracts.sandbox import (
     Capabilities,
@@ -44,6 +47,7 @@ TABLE: Mapping[str, Mapping[str, str]] = {
         "scripted": "ramify.planes.agent.scripted:ScriptedAgent",
         "program": "ramify.planes.agent.program:ProgramAgent",
         "shell": "ramify.planes.agent.shell:ShellAgent",
+        "chat": "ramify.planes.agent.chat:ChatAgent",
     },
     "environments": {
         "package": "ramify.planes.environment.package:PackageEnvironment",
@@ -51,6 +55,9 @@ TABLE: Mapping[str, Mapping[str, str]] = {
     "rewards": {
         "script": "ramify.planes.reward.script:ScriptVerifier",
         "function": "ramify.planes.reward.function:FunctionReward",
+    },
+    "models": {
+        "openai": "ramify.planes.model.client:OpenAIModel",
     },
     "exporters": {
         "verifiers": "ramify.edges.outbound.verifiers:export_verifiers",
@@ -67,14 +74,17 @@ _ONE = {
     "agents": "agent",
     "environments": "environment",
     "rewards": "reward",
+    "models": "model provider",
     "exporters": "exporter",
     "tasksets": "taskset",
 }
+_FLAG = {"tasksets": "-T", "models": "-M"}
 _MARK = {
     "sandboxes": "create",
     "agents": "connect",
     "environments": "provision",
     "rewards": "score",
+    "models": "sample",
     "tasksets": "get_task",
 }
 """Kind → a method that everything of the kind has, so that a wrong import path is noticed."""
@@ -136,6 +146,33 @@ def sandbox_provider(name: str) -> SandboxProvider:
 def agent(name: str, options: Mapping[str, str] | None = None) -> Agent:
     """The agent of that name, built with `-A key=value` options."""
     return _build("agents", name, options or {})
+
+
+def model(
+    name: str,
+    base_url: str | None,
+    options: Mapping[str, str],
+    clock: Clock,
+    rng: random.Random,
+) -> Model:
+    """The model `provider/name`, built with `-M key=value` options.
+
+    Raises:
+        UsageError: the name has no provider, or a key is among the options: they are recorded.
+    """
+    provider, _, rest = name.partition("/")
+    if not provider or not rest:
+        known_ones = ", ".join(f"{each}/NAME" for each in known("models"))
+        raise UsageError(f"{name!r} is no model; write provider/name ({known_ones})")
+    if "api_key" in (key.replace("-", "_") for key in options):
+        raise UsageError(
+            "an API key is never an option, since options are recorded; put it into a variable "
+            "and name that with -M api_key_env=NAME"
+        )
+    given = {"name": name, "clock": clock, "rng": rng}
+    if base_url is not None:
+        options = {**options, "base_url": base_url}
+    return _build("models", provider, options, given)
 
 
 def environment(task: Task) -> Environment:
@@ -241,13 +278,16 @@ def enforced(spec: SandboxSpec, can: Capabilities) -> tuple[SandboxSpec, list[st
     return msgspec.structs.replace(spec, limits=kept, network=network), lacking
 
 
-def _build(kind: str, name: str, options: Mapping[str, str]) -> Any:
+def _build(
+    kind: str, name: str, options: Mapping[str, str], given: Mapping[str, object] | None = None
+) -> Any:
+    """Make a provider from options as text; of the objects `given` it gets those it names."""
     target = load(kind, name)
     if not (inspect.isclass(target) or inspect.isfunction(target)):
         raise ConfigError(f"{_ONE[kind]} {name!r} is neither a class nor a function")
     parameters = inspect.signature(target).parameters
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {k: v for k, v in (given or {}).items() if k in parameters}
     for key, text in options.items():
         word = key.replace("-", "_")
         if word not in parameters:
@@ -261,7 +301,7 @@ def _build(kind: str, name: str, options: Mapping[str, str]) -> Any:
     if missing:
         raise ConfigError(
             f"{_ONE[kind]} {name!r} needs {', '.join(missing)}; "
-            f"give it as {'-T' if kind == 'tasksets' else '-A'} {missing[0]}=..."
+            f"give it as {_FLAG.get(kind, '-A')} {missing[0]}=..."
         )
     made = target(**arguments)
     if not hasattr(made, _MARK[kind]):

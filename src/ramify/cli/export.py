@@ -22,10 +22,15 @@ from ramify.cli.options import job_argument
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Where to write (default: standard output).")  # fmt: skip
 @click.option("--scored-only", is_flag=True, help="Leave out what was never scored.")
+@click.option("--check", is_flag=True, help="Read every record back and compare its messages.")
 @click.option("--json", "as_json", is_flag=True, help="Print the number of records as JSON.")
-def command(job: Path, name: str, output: Path | None, scored_only: bool, as_json: bool) -> None:
+def command(
+    job: Path, name: str, output: Path | None, scored_only: bool, check: bool, as_json: bool
+) -> None:
     """Write the trajectories of RUN as JSON Lines, one record per root-to-leaf path."""
-    records: Iterable[dict[str, Any]] = compose.exporter(name)(job, scored_only=scored_only)
+    # An exporter of another package may not know `check`: it is not asked for unless it is wanted.
+    options = {"scored_only": scored_only, **({"check": True} if check else {})}
+    records: Iterable[dict[str, Any]] = compose.exporter(name)(job, **options)
     count = 0
     with ExitStack() as stack:
         target = stack.enter_context(output.open("wb")) if output else sys.stdout.buffer

@@ -45,6 +45,28 @@ def task_options(function: _C) -> _C:
     return function
 
 
+def model_options(function: _C) -> _C:
+    """The policy, how it is sampled, and how much of it an agent may use."""
+    for option in (
+        click.option("--max-context", type=click.IntRange(1), metavar="N",
+                     help="Tokens of the model's context."),
+        click.option("--max-turns", type=click.IntRange(1), metavar="N",
+                     help="Model calls of a rollout, at most."),
+        click.option("--max-total-tokens", type=click.IntRange(1), metavar="N",
+                     help="Tokens of a rollout, in and out, at most."),
+        click.option("--max-tokens", type=click.IntRange(1), metavar="N",
+                     help="Tokens of one answer, at most."),
+        click.option("--temperature", type=click.FloatRange(0), help="Sampling temperature."),
+        click.option("-M", "model_option", multiple=True, metavar="KEY=VALUE",
+                     help="Option of the model, e.g. stream=true, api_key_env=NAME."),
+        click.option("--base-url", metavar="URL",
+                     help="The model's endpoint, up to /v1 (default: OPENAI_BASE_URL)."),
+        click.option("-m", "--model", metavar="PROVIDER/NAME", help="The policy, e.g. openai/x."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
 tasks_argument = click.argument("tasks", default=DEFAULT_TASKS, metavar="[TASKS]")
 """A task directory, a directory of them, or a taskset's name."""
 

@@ -14,10 +14,10 @@ import click
 import msgspec
 
 from ramify.cli.main import FAILED, INFRASTRUCTURE, INTERRUPTED
-from ramify.cli.options import pairs, task_options, tasks_argument
+from ramify.cli.options import model_options, pairs, task_options, tasks_argument
 from ramify.cli.present import console, error_lines, is_terminal, results_table, summary_lines
 from ramify.cli.progress import Progress
-from ramify.contracts.config import RolloutConfig
+from ramify.contracts.config import RolloutConfig, Sampling
 from ramify.contracts.errors import UsageError
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.task import IsolationLevel
@@ -36,6 +36,7 @@ _SECOND_INTERRUPT_SEC = 1.5
 @click.option("-a", "--agent", default="oracle", show_default=True, metavar="NAME",
               help="Who acts; see `ramify agents list`.")  # fmt: skip
 @click.option("-A", "agent_option", multiple=True, metavar="KEY=VALUE", help="Option of the agent.")
+@model_options
 @click.option("-n", "--repeats", default=1, show_default=True, help="Rollouts per task.")
 @click.option("--isolation", type=click.Choice([level.value for level in IsolationLevel]),
               help="Verify at this level (default: what `tasks check` found).")  # fmt: skip
@@ -57,6 +58,14 @@ def command(
     tasks: str,
     agent: str,
     agent_option: tuple[str, ...],
+    model: str | None,
+    base_url: str | None,
+    model_option: tuple[str, ...],
+    temperature: float | None,
+    max_tokens: int | None,
+    max_total_tokens: int | None,
+    max_turns: int | None,
+    max_context: int | None,
     repeats: int,
     isolation: str | None,
     image: str | None,
@@ -96,7 +105,17 @@ def command(
         isolation=IsolationLevel(isolation) if isolation else None,
         agent_options=pairs(agent_option, "-A"),
         taskset_options=pairs(taskset_option, "-T"),
-        rollout=RolloutConfig(timeout_sec=timeout, timeout_multiplier=timeout_multiplier),
+        model=model,
+        base_url=base_url,
+        model_options=pairs(model_option, "-M"),
+        rollout=RolloutConfig(
+            max_turns=max_turns,
+            max_tokens=max_total_tokens,
+            max_context=max_context,
+            timeout_sec=timeout,
+            timeout_multiplier=timeout_multiplier,
+            sampling=Sampling(temperature=temperature, max_tokens=max_tokens),
+        ),
     )
     with asyncio.Runner() as runner:
         try:

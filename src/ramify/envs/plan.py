@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import platform
+import random
 import re
 import shutil
 import sys
@@ -21,6 +22,7 @@ from ramify.contracts.agent import Agent
 from ramify.contracts.config import RolloutConfig
 from ramify.contracts.context import Clock
 from ramify.contracts.errors import ConfigError, UnsupportedError, UsageError
+from ramify.contracts.model import Model
 from ramify.contracts.reward import Reward
 from ramify.contracts.sandbox import Capabilities, SandboxProvider, SandboxSpec
 from ramify.contracts.task import IsolationLevel, Task, Taskset
@@ -51,7 +53,9 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         image: for tasks that come without a directory, and so name none.
         isolation: verify at this level; by default the one that `ramify tasks check` found, else
             `filesystem`.
-        agent_options, taskset_options: constructor arguments by name, as text.
+        model: the policy, or its name, `provider/name`; the caller closes one that it made.
+        base_url: where the model's endpoint is.
+        agent_options, taskset_options, model_options: constructor arguments by name, as text.
         resources: objects that rewards may ask for by name.
         rollout: limits and sampling of each rollout.
 
@@ -71,8 +75,11 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_retries: int = 2
     image: str | None = None
     isolation: IsolationLevel | None = None
+    model: str | Model | None = None
+    base_url: str | None = None
     agent_options: Mapping[str, str] = {}
     taskset_options: Mapping[str, str] = {}
+    model_options: Mapping[str, str] = {}
     resources: Mapping[str, Any] = {}
     rollout: RolloutConfig = RolloutConfig()
 
@@ -116,6 +123,7 @@ class RunPlan:
     path: Path
     tasks: Mapping[str, PlannedTask]
     agent: Agent
+    model: Model | None
     provider: SandboxProvider
     options: RunOptions
     rewards: Mapping[IsolationLevel, Reward]
@@ -140,6 +148,7 @@ async def plan_run(
         tasks, str | Path
     ) else tasks  # fmt: skip
     actor = compose.agent(agent, options.agent_options) if isinstance(agent, str) else agent
+    model = _model(actor, options, clock)
     probe = await provider.probe()
     if not probe.ok:
         remedy = f"; {probe.remedy}" if probe.remedy else ""
@@ -158,7 +167,7 @@ async def plan_run(
         _require_packages(chosen)
     levels = {entry.isolation for entry in planned.values()}
     rewards = {level: scorer or compose.reward(level) for level in levels}
-    config = _config(taskset.taskset_id, planned, actor, provider, scorer, options)
+    config = _config(taskset.taskset_id, planned, actor, model, provider, scorer, options)
     config_hash = hashlib.blake2b(msgspec.json.encode(config, order="deterministic"), digest_size=8)
     job_id = f"{_slug(taskset.taskset_id)}-{_slug(actor.name)}-{config_hash.hexdigest()[:8]}"
     job = JobPlan(
@@ -177,7 +186,7 @@ async def plan_run(
             task_ids=tuple(planned),
             repeats=options.repeats,
             agent=actor.name,
-            model=None,
+            model=model.name if model else None,
             sandbox=provider.name,
             seed=options.seed,
         ),
@@ -191,7 +200,25 @@ async def plan_run(
         argv=tuple(redactor.clean(list(sys.argv))),
     )
     path = options.out or Path("runs") / job_id
-    return RunPlan(job, record, path, planned, actor, provider, options, rewards, sorted(lacking))
+    return RunPlan(
+        job, record, path, planned, actor, model, provider, options, rewards, sorted(lacking)
+    )
+
+
+def _model(agent: Agent, options: RunOptions, clock: Clock) -> Model | None:
+    """The run's policy. Raises UsageError when the agent needs one and there is none."""
+    if options.model is None:
+        if agent.capabilities().needs_model:
+            raise UsageError(
+                f"the agent {agent.name} needs a model; give one with --model provider/name"
+            )
+        if options.base_url is not None or options.model_options:
+            raise UsageError("options of a model without a model; give --model provider/name")
+        return None
+    if not isinstance(options.model, str):
+        return options.model
+    rng = random.Random(options.seed)
+    return compose.model(options.model, options.base_url, options.model_options, clock, rng)
 
 
 def _slots(task_ids: Sequence[str], options: RunOptions) -> list[tuple[str, int]]:
@@ -250,6 +277,7 @@ def _config(
     taskset_id: str,
     planned: Mapping[str, PlannedTask],
     agent: Agent,
+    model: Model | None,
     provider: SandboxProvider,
     reward: Reward | None,
     options: RunOptions,
@@ -263,6 +291,7 @@ def _config(
         },
         "agent": agent.name,
         "agent_options": dict(options.agent_options),
+        **(_model_config(model, options) if model else {}),
         "sandbox": provider.name,
         "reward": None if reward is None else getattr(reward, "name", type(reward).__name__),
         "repeats": options.repeats,
@@ -271,6 +300,14 @@ def _config(
         "image": options.image,
         "isolation": options.isolation,
         "rollout": msgspec.to_builtins(options.rollout),
+    }
+
+
+def _model_config(model: Model, options: RunOptions) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "base_url": options.base_url,
+        "model_options": dict(options.model_options),
     }
 
 

@@ -78,6 +78,8 @@ async def open_job(
         redactor = Redactor(env=os.environ)
         wanted = options or RunOptions()
         plan = await plan_run(tasks, agent, provider, reward, wanted, clock, redactor)
+        if plan.model is not None and plan.model is not wanted.model:
+            stack.push_async_callback(plan.model.aclose)
         store = await Store.create_or_open(plan.path, plan.record)
         stack.push_async_callback(store.aclose)
         await provider.sweep()

@@ -50,6 +50,7 @@ class RolloutWorker:
             observer=self.observer,
             recorder=recorder,
             artifacts=self.store.rollout_dir(item.rollout_id),
+            model=self.plan.model,
             resources=self.plan.options.resources,
             sandboxes=self.plan.provider,
         )
@@ -67,4 +68,5 @@ class RolloutWorker:
             recorder=recorder,
             agent_timeout_sec=package.agent_timeout_sec if package else 600.0,
             minimum_reward=package.verifier.reward_range[0] if package else 0.0,
+            model=self.plan.model.name if self.plan.model else "",
         )

@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from ramify.contracts.messages import Message
+from ramify.contracts.errors import StoreError
+from ramify.contracts.messages import Message, ToolCall
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.tree import Outcome
 from ramify.engine.reading import read_events, read_results
@@ -21,15 +22,18 @@ from ramify.kernel.trajectory import Trajectory, trajectories
 from ramify.kernel.tree import tree_from_events
 
 
-def export_verifiers(job: Path, *, scored_only: bool = False) -> Iterator[dict[str, Any]]:
+def export_verifiers(
+    job: Path, *, scored_only: bool = False, check: bool = False
+) -> Iterator[dict[str, Any]]:
     """Records of a job, by rollout id and leaf.
 
     Args:
         job: the run directory.
         scored_only: leave out rollouts that were never scored.
+        check: read each record back, and compare its messages with those that were recorded.
 
     Raises:
-        StoreError: the run directory cannot be read.
+        StoreError: the run directory cannot be read, or a record does not read back the same.
     """
     results = read_results(job)
     example_ids = {
@@ -40,7 +44,44 @@ def export_verifiers(job: Path, *, scored_only: bool = False) -> Iterator[dict[s
             continue
         tree = tree_from_events(read_events(job, rollout_id))
         for path in trajectories(tree):
-            yield _record(result, path, example_ids[result.task_id])
+            record = _record(result, path, example_ids[result.task_id])
+            if check:
+                _compare(record, path)
+            yield record
+
+
+def read_messages(records: Iterable[dict[str, Any]]) -> tuple[Message, ...]:
+    """Messages of a record's `prompt` or `completion`, as they were recorded.
+
+    Raises:
+        KeyError, TypeError: what was given is no such list.
+    """
+    return tuple(
+        Message(
+            role=record["role"],
+            content=record["content"],
+            tool_calls=tuple(
+                ToolCall(call["id"], call["function"]["name"], call["function"]["arguments"])
+                for call in record.get("tool_calls", ())
+            ),
+            tool_call_id=record.get("tool_call_id"),
+            name=record.get("name"),
+            reasoning=record.get("reasoning_content"),
+        )
+        for record in records
+    )
+
+
+def _compare(record: dict[str, Any], path: Trajectory) -> None:
+    """Raises StoreError unless the record, written and read, holds the path's messages."""
+    again = msgspec.json.decode(msgspec.json.encode(record))
+    for name, messages in (("prompt", path.prompt), ("completion", path.completion)):
+        if read_messages(again[name]) != messages:
+            info = record["info"]
+            raise StoreError(
+                f"the {name} of {info['rollout_id']} (leaf {info['leaf']}) does not read back as "
+                "it was recorded"
+            )
 
 
 def _record(result: RolloutResult, path: Trajectory, example_id: int) -> dict[str, Any]:
@@ -72,6 +113,7 @@ def _record(result: RolloutResult, path: Trajectory, example_id: int) -> dict[st
             "invalid_reason": result.invalid_reason,
             "grader_isolation": result.grader_isolation,
             "trajectory_hash": result.trajectory_hash,
+            "tools": next((s.info["tools"] for s in path.steps if "tools" in s.info), None),
         },
     }
 
