@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -64,7 +65,10 @@ class CommandLine:
         self._capsys.readouterr()
         self._patch.setattr(sys, "argv", ["ramify", *map(str, arguments)])
         with pytest.raises(SystemExit) as ending:
-            main()
+            try:
+                main()
+            finally:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
         said = self._capsys.readouterr()
         assert isinstance(ending.value.code, int)
         return Said(ending.value.code, said.out, said.err)

@@ -63,8 +63,9 @@ def test_what_failed_on_our_side_is_tried_again_on_the_next_run(
     command = ("run", tasks, *BARE, "--out", "job", "--max-retries", "0")
     said = ramify(*command)
     assert said.code == 1, "not complete"
-    (row,) = [line for line in said.out.splitlines() if line.startswith("tasks:beta")]
+    row, error = [line for line in said.out.splitlines() if line.startswith("tasks:beta")]
     assert row.split()[1:3] == ["env_error", "-"], "None is a dash, not 0"
+    assert "environment/setup.sh exited 1" in error
     assert "mean 1.000 over 1 counted" in said.out.replace("± 0.000 (SE) ", "")
     assert "1 never scored; run the same command again" in said.out
     flag.touch()
@@ -127,9 +128,10 @@ def test_flags_have_variables(
     monkeypatch.setenv("RAMIFY_RUN_SANDBOX", "bare")
     Path(".env").write_text("RAMIFY_RUN_AGENT=nop\n# a comment\nRAMIFY_RUN_OUT='job'\n")
     monkeypatch.setenv("RAMIFY_RUN_REPEATS", "2")
-    said = ramify("run", tasks)
     for name in ("RAMIFY_RUN_AGENT", "RAMIFY_RUN_OUT"):
-        monkeypatch.delenv(name)  # what .env set stays set in this process
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # so that what .env sets in this process is taken back
+    said = ramify("run", tasks)
     assert said.code == 0
     assert "mean 0.000" in said.out
     assert len(read_results(Path("job"))) == 4
@@ -150,7 +152,7 @@ def test_check_finds_the_level_and_run_uses_it(ramify: CommandLine, tmp_path: Pa
     )
     said = ramify("tasks", "check", place, *BARE, "-n", "1")
     assert said.code == 1
-    assert "doing nothing scored 1.0" in said.out
+    assert "doing nothing scored 1" in said.out
 
 
 def test_a_task_that_init_makes_is_fit(ramify: CommandLine) -> None:
@@ -207,7 +209,7 @@ def test_the_table_is_readable(width: int) -> None:
     assert "invalid (no_evidence)" in found["tasks:b"]
     assert ("graded on" in head) == (width == 120)
     assert "total" in head
-    assert "tokens" in head
+    assert ("tokens" in head) == (width == 120)
 
 
 def test_the_summary_says_what_was_never_scored() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib import import_module
 from importlib.metadata import version
@@ -22,6 +23,7 @@ COMMANDS = {
     "export": "Write a finished job in another format.",
     "tasks": "Check, list and make tasks.",
     "agents": "List the agents that can be run.",
+    "images": "List, import and remove the images of local sandboxes.",
     "doctor": "What this machine can do, and why.",
 }
 
@@ -71,6 +73,7 @@ def main() -> None:
         code = INTERRUPTED
     except Exception as error:
         code = _code_of(error)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the exit code is settled
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -20,6 +20,7 @@ from ramify.contracts.events import (
 from ramify.engine.redact import Redactor
 
 _LOGGER = logging.getLogger("ramify")
+_LOGGER.addHandler(logging.NullHandler())  # a library leaves it to the program what is shown
 _LEVELS = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
