@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import random
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -20,9 +20,10 @@ import msgspec
 
 from ramify.contracts.agent import Agent
 from ramify.contracts.config import ramify_home
-from ramify.contracts.context import Clock
+from ramify.contracts.context import Clock, Context
 from ramify.contracts.environment import Environment
 from ramify.contracts.errors import ConfigError, UnknownNameError, UnsupportedError, UsageError
+from ramify.contracts.images import ImageStore
 from ramify.contracts.model import Model
 from ramify.contracts.reward import Reward
 from ramify.contracts.sandbox import (
@@ -34,6 +35,7 @@ from ramify.contracts.sandbox import (
 )
 from ramify.contracts.task import IsolationLevel, Task, Taskset
 from ramify.tasks.levels import LevelStore
+from ramify.tasks.skills import without_skills
 
 TABLE: Mapping[str, Mapping[str, str]] = {
     "sandboxes": {
@@ -143,6 +145,11 @@ def sandbox_provider(name: str) -> SandboxProvider:
     return _build("sandboxes", name, {})
 
 
+def image_store() -> ImageStore:
+    """The images that `local` sandboxes start from. Raises: StoreError."""
+    return load_function("ramify.planes.sandbox.local.shelf:LocalImageStore")()
+
+
 def agent(name: str, options: Mapping[str, str] | None = None) -> Agent:
     """The agent of that name, built with `-A key=value` options."""
     return _build("agents", name, options or {})
@@ -193,6 +200,16 @@ def reward(level: IsolationLevel) -> Reward:
     return load("rewards", "script")(level, prepare=prepare)
 
 
+def artifact_collector() -> Callable[[Context], Awaitable[None]]:
+    """What keeps a task's artifacts once the agent is done."""
+    return load_function("ramify.planes.environment.artifacts:collect_artifacts")
+
+
+def hide_skills(task: Task) -> Task:
+    """The task without the skills that come with it."""
+    return without_skills(task, ramify_home())
+
+
 def function_reward(function: Callable[..., Any]) -> Reward:
     """A plain function as a reward; its arguments are injected."""
     return load("rewards", "function")(function)
@@ -240,7 +257,12 @@ def sandbox_spec(
         return SandboxSpec(image=default_image, host_root=default_image is None, workdir="/app")
     spec = package.sandbox
     if can.host_root and package.host_root_ok:
-        return msgspec.structs.replace(spec, host_root=True, image=None, build=None)
+        return msgspec.structs.replace(spec, host_root=True, image=None, build=None, compose=None)
+    if spec.compose is not None and not can.compose:
+        raise UnsupportedError(
+            f"{task.task_id} is a Compose project, which `{provider}` cannot run; "
+            "use --sandbox docker"
+        )
     if spec.build is not None and not can.builds:
         raise UnsupportedError(
             f"{task.task_id} is built from a Dockerfile, which `{provider}` cannot do; "

@@ -93,11 +93,26 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: dict[str, str] = {}
 
 
+class Healthcheck(msgspec.Struct, frozen=True):
+    """How an image says that what runs in it is well.
+
+    `test` is Docker's: `("CMD", program, ...)`, `("CMD-SHELL", line)` or `("NONE",)`. Times are in
+    seconds (0: Docker's default), `retries` counts (0: Docker's default).
+    """
+
+    test: tuple[str, ...]
+    interval_sec: float = 0.0
+    timeout_sec: float = 0.0
+    start_period_sec: float = 0.0
+    retries: int = 0
+
+
 class SandboxImage(msgspec.Struct, frozen=True):
     """A root file system as a value: pristine (built, pulled, host) or frozen from a sandbox.
 
     `digest` identifies the content, `parent` the image it was frozen from (None: pristine),
-    `size_bytes` what it adds to its parent (-1: not measured).
+    `size_bytes` what it adds to its parent (-1: not measured). `entrypoint`, `cmd` and
+    `healthcheck` are what the image declares; a sandbox runs none of them by itself.
     """
 
     id: str
@@ -109,6 +124,9 @@ class SandboxImage(msgspec.Struct, frozen=True):
     workdir: str | None = None
     env: dict[str, str] = {}
     pristine: bool = True
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    healthcheck: Healthcheck | None = None
 
 
 class Capabilities(msgspec.Struct, frozen=True):

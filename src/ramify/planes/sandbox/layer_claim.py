@@ -64,6 +64,7 @@ class Claim:
         self.layers = list(below)
         self.digest = digest
         self.size_bytes = 0
+        self.owners_lost = 0
 
     def __enter__(self) -> Self:
         return self
@@ -78,33 +79,51 @@ class Claim:
             for layer in reversed(self._claimed):
                 drop_ref(self._root, layer, self._holder, trash)
 
+    @property
+    def top(self) -> Path:
+        """The directory of the layer added last."""
+        return self._root / "layers" / self.layers[-1]
+
     def unpack(self, source: IO[bytes], *, whiteouts: bool) -> None:
         """Add a layer from a tar stream; see `unpack_layer`."""
-        self.fill(lambda diff: unpack_layer(source, diff, whiteouts=whiteouts))
+
+        def write(diff: Path) -> None:
+            self.owners_lost += unpack_layer(source, diff, whiteouts=whiteouts)
+
+        self.fill(write)
 
     def fill(self, write: Callable[[Path], None], digest: str | None = None) -> None:
         """Add the layer that `write` puts into an empty directory.
 
         `digest` is that of the whole stack, where the caller knows it.
         """
-        work = self._home / new_id()
-        diff = work / "diff"
-        (work / "refs").mkdir(parents=True)
-        diff.mkdir()
-        diff.chmod(0o755)  # whatever the umask: it is the root directory of sandboxes
+        work = self.new_work()
         try:
-            write(diff)
-            own, size = digest_layer(diff)
-            chain = chain_digest(self.digest, own)
-            below = self.layers[-1] if self.layers else None
-            self.digest = digest or chain
-            write_json(work / "meta.json", LayerRecord(below, self.digest, size), sync=True)
-            _sync_file_system(work)
-            self._add(work, chain[:12], below)
-            self.size_bytes += size
+            write(work / "diff")
+            self.adopt(work, digest)
         finally:
             if work.exists():
                 remove_path(work)
+
+    def new_work(self) -> Path:
+        """A directory for a layer in the making: its files belong below `diff` in it."""
+        work = self._home / new_id()
+        (work / "refs").mkdir(parents=True)
+        diff = work / "diff"
+        diff.mkdir()
+        diff.chmod(0o755)  # whatever the umask: it is the root directory of sandboxes
+        return work
+
+    def adopt(self, work: Path, digest: str | None = None) -> None:
+        """Add what was put into a directory from `new_work`, which goes unless it was there."""
+        own, size = digest_layer(work / "diff")
+        chain = chain_digest(self.digest, own)
+        below = self.layers[-1] if self.layers else None
+        self.digest = digest or chain
+        write_json(work / "meta.json", LayerRecord(below, self.digest, size), sync=True)
+        _sync_file_system(work)
+        self._add(work, chain[:12], below)
+        self.size_bytes += size
 
     def _add(self, work: Path, layer: str, below: str | None) -> None:
         target = self._root / "layers" / layer

@@ -9,6 +9,7 @@ images/<id>.json            ImageRecord
 tags.json                   name -> image id
 engines/<id>/lock           held by a live engine
 engines/<id>/<scratch>/     what the engine is making or running on
+engines/<id>/pin-<image>    the engine may still start sandboxes on an image
 ```
 
 A reference is made before its holder and removed after it, so a crash can leave one too many,
@@ -28,11 +29,15 @@ from typing import Any
 import msgspec
 
 from ramify.contracts.errors import ConfigError, StoreError
-from ramify.contracts.sandbox import SandboxImage
+from ramify.contracts.sandbox import Healthcheck, SandboxImage
 from ramify.planes.sandbox.descent import remove
 
 PROVIDER = "local"
+MARK = "ramify/docker:"
+"""Begins names that tell which image of a Docker daemon an image is; they keep nothing alive."""
+
 _NAME = re.compile(r"[a-z0-9]+(?:[._/-][a-z0-9]+|__[a-z0-9]+)*")
+_PINNED = re.compile(r"([^@]+)@(sha256:[0-9a-f]{64})")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
@@ -51,6 +56,7 @@ class ImageRecord(msgspec.Struct, frozen=True):
     layer; `base_depth` counts the layers that come from a pristine image and are never merged.
     `boot` names the boot of the machine that an unsynced image belongs to: after another one its
     files cannot be trusted. `engine` made a frozen image and is the only one to know it.
+    `owners_lost` counts files of owners that sandboxes here cannot have.
     """
 
     id: str
@@ -64,6 +70,8 @@ class ImageRecord(msgspec.Struct, frozen=True):
     workdir: str | None = None
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
+    healthcheck: Healthcheck | None = None
+    owners_lost: int = 0
     base: str | None = None
     base_depth: int = 0
     engine: str | None = None
@@ -81,11 +89,20 @@ class ImageRecord(msgspec.Struct, frozen=True):
             workdir=self.workdir,
             env=self.env,
             pristine=self.pristine,
+            entrypoint=self.entrypoint,
+            cmd=self.command,
+            healthcheck=self.healthcheck,
         )
 
 
 def full_name(name: str) -> str:
-    """`debian` is `debian:latest`, as for docker. Raises: ConfigError."""
+    """`debian` is `debian:latest`, as for docker; a name with a digest keeps it.
+
+    Raises: ConfigError.
+    """
+    pinned = _PINNED.fullmatch(name)
+    if pinned:
+        return f"{full_name(pinned[1]).rpartition(':')[0]}@{pinned[2]}"
     repository, colon, tag = name.rpartition(":")
     if not colon or "/" in tag:
         repository, tag = name, "latest"

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ramify.planes.sandbox.layer_index import (
+    MARK,
     ImageRecord,
     boot_id,
     drop_ref,
@@ -16,6 +17,7 @@ from ramify.planes.sandbox.layer_index import (
     read_layer,
     read_tags,
     remove_path,
+    write_json,
 )
 
 
@@ -27,8 +29,9 @@ def hold_lock(path: Path) -> int:
 
 
 def sweep_store(root: Path) -> int:
-    """Remove the scratch directories and untagged frozen images of dead engines, images and layers
-    that are incomplete, and layers that nobody needs. Returns the number of things removed.
+    """Remove the scratch directories and untagged frozen images of dead engines, pristine images
+    that neither a name nor a live engine keeps, images and layers that are incomplete, and layers
+    that nobody needs. Returns the number of things removed.
     """
     home = root / "engines" / f"sweep-{new_id()}"  # so that a sweep that dies is swept as well
     trash = home / "trash"
@@ -73,24 +76,32 @@ def _move_engine(engine: Path, trash: Path) -> int:
 
 
 def _drop_images(root: Path, dead: set[str], trash: Path) -> int:
-    tagged = set(read_tags(root).values())
+    tags = read_tags(root)
+    kept = {image for name, image in tags.items() if not name.startswith(MARK)}
+    pinned = {path.name.removeprefix("pin-") for path in (root / "engines").glob("*/pin-*")}
     boot = boot_id()
-    removed = 0
+    gone: set[str] = set()
     for path in (root / "images").iterdir():
         record = None if path.name.startswith(".") else read_image(root, path.stem)
-        if record is not None and not _is_lost(root, record, dead, tagged, boot):
+        if record is not None and not _is_lost(root, record, dead, kept, pinned, boot):
             continue
         path.unlink()
-        removed += 1
+        gone.add(path.stem)
         if record is not None:
             drop_ref(root, record.layers[0], f"i-{record.id}", trash)
-    return removed
+    left = {name: image for name, image in tags.items() if image not in gone}
+    if len(left) < len(tags):
+        write_json(root / "tags.json", left, sync=True)
+    return len(gone)
 
 
-def _is_lost(root: Path, record: ImageRecord, dead: set[str], tagged: set[str], boot: str) -> bool:
+def _is_lost(
+    root: Path, record: ImageRecord, dead: set[str], kept: set[str], pinned: set[str], boot: str
+) -> bool:
     spoilt = record.boot is not None and record.boot != boot
-    orphan = record.engine in dead and record.id not in tagged
-    return spoilt or orphan or any(read_layer(root, layer) is None for layer in record.layers)
+    unused = record.pristine and record.id not in pinned
+    nameless = (unused or record.engine in dead) and record.id not in kept
+    return spoilt or nameless or any(read_layer(root, layer) is None for layer in record.layers)
 
 
 def _drop_layers(root: Path, trash: Path) -> int:

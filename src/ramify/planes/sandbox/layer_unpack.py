@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import closing
 from pathlib import Path
 from typing import IO
 
@@ -33,29 +34,55 @@ _CHUNK = 1024 * 1024
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _KEPT_XATTRS = (b"security.capability", b"user.")
+_LAST_ID, _NOBODY = 65535, 65534
 
 
-def unpack_layer(source: IO[bytes], target: Path, *, whiteouts: bool) -> None:
-    """Write the tar stream `source` into the directory `target`. Blocking.
+def unpack_layer(source: IO[bytes], target: Path, *, whiteouts: bool) -> int:
+    """Write the tar stream `source` into the directory `target`; see `LayerWriter`. Blocking.
+
+    Returns how many entries lost their owner. Raises: ConfigError, OSError.
+    """
+    with closing(LayerWriter(target, whiteouts=whiteouts)) as writer:
+        while data := source.read(_CHUNK):
+            writer.feed(data)
+        return writer.finish()
+
+
+class LayerWriter:
+    """Writes a tar stream that is pushed into it into the directory `target`. Blocking.
 
     Owners and set-id bits are kept when running as root, file capabilities too. Devices, FIFOs
     and sockets are left out (a sandbox gets its own /dev). With `whiteouts`, `.wh.` names become
-    overlay's whiteouts and opaque directories.
+    overlay's whiteouts and opaque directories. An owner that no sandbox can have (above 65535, or
+    another than root where we are not root ourselves) is lost: `nobody`, or root.
 
-    Raises: ConfigError (malformed, or an entry cannot be placed), OSError.
+    Every method raises ConfigError (malformed, or an entry cannot be placed) and OSError.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    sink = _LayerSink(os.open(target, flags), whiteouts)
-    stream = TarStream(sink)
-    try:
-        while data := source.read(_CHUNK):
-            stream.feed(data)
-        stream.finish()
-        sink.finish()
-    except SandboxError as error:
-        raise ConfigError(f"bad image layer: {error}") from error
-    finally:
-        sink.close()
+
+    def __init__(self, target: Path, *, whiteouts: bool) -> None:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        self._sink = _LayerSink(os.open(target, flags), whiteouts)
+        self._stream = TarStream(self._sink)
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Take the next bytes of the archive."""
+        try:
+            self._stream.feed(data)
+        except SandboxError as error:
+            raise ConfigError(f"bad image layer: {error}") from error
+
+    def finish(self) -> int:
+        """State that no more bytes come; how many entries lost their owner."""
+        try:
+            self._stream.finish()
+            self._sink.finish()
+        except SandboxError as error:
+            raise ConfigError(f"bad image layer: {error}") from error
+        return self._sink.owners_lost
+
+    def close(self) -> None:
+        """Free its descriptors. Idempotent."""
+        self._sink.close()
 
 
 def mark_opaque(fd: int) -> None:
@@ -81,8 +108,13 @@ class _LayerSink:
         self._root = os.geteuid() == 0
         self._fd = -1
         self._entry: TarEntry | None = None
+        self._closed = False
+        self.owners_lost = 0
 
     def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         if self._fd >= 0:
             os.close(self._fd)
         self._tree.close()
@@ -131,8 +163,9 @@ class _LayerSink:
             self._fd = self._tree.file(parts)
         elif entry.kind == SYMLINK:
             parent = self._tree.symlink(parts, entry.link)
+            uid, gid = self._owner(entry)
             if self._root:
-                os.chown(parts[-1], entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+                os.chown(parts[-1], uid, gid, dir_fd=parent, follow_symlinks=False)
             times = (entry.mtime, entry.mtime)
             os.utime(parts[-1], times, dir_fd=parent, follow_symlinks=False)
         elif entry.kind == HARD_LINK:
@@ -162,9 +195,18 @@ class _LayerSink:
         if stat.S_ISDIR(info.st_mode):
             mark_opaque(self._tree.enter(parts))
 
+    def _owner(self, entry: TarEntry) -> tuple[int, int]:
+        """The owner an entry gets: sandboxes know the ids 0 to 65535, and as root only."""
+        if max(entry.uid, entry.gid) <= (_LAST_ID if self._root else 0):
+            return entry.uid, entry.gid
+        self.owners_lost += 1
+        uid, gid = (one if one <= _LAST_ID else _NOBODY for one in (entry.uid, entry.gid))
+        return uid, gid
+
     def _attributes(self, fd: int, entry: TarEntry, mode: int) -> None:
+        uid, gid = self._owner(entry)
         if self._root:
-            os.chown(fd, entry.uid, entry.gid)
+            os.chown(fd, uid, gid)
         os.fchmod(fd, mode)
         for name, value in entry.xattrs.items():
             if name.startswith(_KEPT_XATTRS) and (self._root or name.startswith(b"user.")):

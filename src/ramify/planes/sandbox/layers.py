@@ -20,6 +20,7 @@ import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -42,8 +43,15 @@ from ramify.planes.sandbox.layer_index import (
     read_tags,
     write_json,
 )
+from ramify.planes.sandbox.layer_stream import Incoming
 from ramify.planes.sandbox.layer_sweep import hold_lock, sweep_store
-from ramify.planes.sandbox.oci import ImageConfig, ImageManifest, decompressed, read_manifest
+from ramify.planes.sandbox.oci import (
+    MAX_JSON,
+    ImageConfig,
+    ImageManifest,
+    decompressed,
+    read_manifest,
+)
 
 MAX_DEPTH = 64
 """Freezing an image of this many layers flattens it first. The kernel's limit is 500."""
@@ -116,7 +124,8 @@ class LayerStore:
         """Remove what dead engines left behind; returns how many things that were.
 
         These are scratch directories, half-made layers, frozen images that no tag names, images
-        that an unclean shutdown of the machine may have spoilt, and layers nobody needs.
+        that an unclean shutdown of the machine may have spoilt, pristine images that have lost
+        their names and that no live engine uses, and layers nobody needs.
         """
         return sweep_store(self.root)
 
@@ -140,7 +149,13 @@ class LayerStore:
             plain = decompressed(raw, file.name)
             try:
                 with tarfile.open(fileobj=plain, mode="r:") as archive:
-                    manifest = read_manifest(archive, file, _architecture())
+                    members = {it.removeprefix("./"): it for it in archive.getnames()}
+                    manifest = read_manifest(
+                        members,
+                        lambda member: _limited(archive.extractfile(member)),
+                        str(file),
+                        _architecture(),
+                    )
                     if manifest is None:
                         plain.seek(0)
                         claim.unpack(plain, whiteouts=False)
@@ -156,10 +171,44 @@ class LayerStore:
             return self._register(claim, manifest.config, names)
 
     def import_tree(self, directory: Path, *, name: str | None = None) -> SandboxImage:
-        """Import a root file system from a directory (copied; by reflink where possible)."""
+        """Import a directory: an OCI layout, or a root file system (copied; by reflink where
+        possible).
+
+        Raises: ConfigError (a malformed layout), UnsupportedError (zstd).
+        """
         with self._claim() as claim:
-            claim.fill(lambda diff: copy_over(directory, diff))
-            return self._register(claim, ImageConfig(), (name,) if name else ())
+            manifest = self._layout(directory)
+            if manifest is None:
+                claim.fill(lambda diff: copy_over(directory, diff))
+                return self._register(claim, ImageConfig(), (name,) if name else ())
+            for member in manifest.layers:
+                with open(directory / member, "rb") as layer:
+                    claim.unpack(decompressed(layer, member), whiteouts=True)
+            return self._register(claim, manifest.config, manifest.tags + ((name,) if name else ()))
+
+    def _layout(self, directory: Path) -> ImageManifest | None:
+        if not (directory / "oci-layout").is_file():
+            return None
+        found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+        members = {str(path): str(path) for path in found}
+
+        def read(member: str) -> bytes | None:
+            with open(directory / member, "rb") as file:
+                return file.read(MAX_JSON)
+
+        return read_manifest(members, read, str(directory), _architecture())
+
+    def receive(self, source: str, names: tuple[str, ...]) -> Incoming:
+        """Begin to import an image archive that comes in pieces; it gets the tags `names`.
+
+        `source` says where from, for messages. Nothing of it is in the store before `finish`.
+        """
+        claim = self._claim()
+
+        def register(manifest: ImageManifest) -> SandboxImage:
+            return self._register(claim, manifest.config, names)
+
+        return Incoming(claim, source, _architecture(), register)
 
     def _claim(self, below: tuple[str, ...] = (), digest: str = "") -> Claim:
         return Claim(self.root, self._home, self._engine, below, digest)
@@ -176,6 +225,8 @@ class LayerStore:
             workdir=config.workdir,
             entrypoint=config.entrypoint,
             command=config.command,
+            healthcheck=config.healthcheck,
+            owners_lost=claim.owners_lost,
             base_depth=len(claim.layers),
         )
         if not record.layers:
@@ -186,9 +237,14 @@ class LayerStore:
             write_json(self.root / "images" / f"{record.id}.json", record, sync=True)
             tags = read_tags(self.root) | dict.fromkeys(wanted, record.id)
             write_json(self.root / "tags.json", tags, sync=True)
+            self._pin(record.id)
         return record.as_image()
 
     # Names
+
+    def _pin(self, image_id: str) -> None:
+        """Keep an image while this engine lives, whatever becomes of its names."""
+        (self._home / f"pin-{image_id}").touch()
 
     def tag(self, name: str, image_id: str) -> None:
         """Let `name` (`debian:bookworm`; tag `latest` if none) mean an image from now on.
@@ -203,10 +259,18 @@ class LayerStore:
             write_json(self.root / "tags.json", tags, sync=True)
 
     def resolve(self, name: str) -> SandboxImage | None:
-        """The image that a name means; None if there is none. Raises: ConfigError (bad name)."""
-        image_id = read_tags(self.root).get(full_name(name))
-        record = read_image(self.root, image_id) if image_id else None
-        return record.as_image() if record else None
+        """The image that a name means, kept while this engine lives; None if there is none.
+
+        Raises: ConfigError (bad name).
+        """
+        wanted = full_name(name)
+        with exclusive(self.root):
+            image_id = read_tags(self.root).get(wanted)
+            record = read_image(self.root, image_id) if image_id else None
+            if record is None:
+                return None
+            self._pin(record.id)
+        return record.as_image()
 
     # Running
 
@@ -293,8 +357,9 @@ class LayerStore:
             env=image.env if image else {},
             user=image.user if image else None,
             workdir=image.workdir if image else None,
-            entrypoint=parent.entrypoint if parent else (),
-            command=parent.command if parent else (),
+            entrypoint=image.entrypoint if image else (),
+            command=image.cmd if image else (),
+            healthcheck=image.healthcheck if image else None,
             base=parent.base if parent else image.id if image else None,
             base_depth=parent.base_depth if parent else 0,
             engine=self._engine,
@@ -365,6 +430,11 @@ class LayerStore:
                 return
             (self.root / "images" / f"{record.id}.json").unlink()
             drop_ref(self.root, record.layers[0], f"i-{record.id}", trash)
+
+
+def _limited(source: IO[bytes] | None) -> bytes | None:
+    """A description, or as much of it as can be one."""
+    return source.read(MAX_JSON) if source is not None else None
 
 
 def _architecture() -> str:

@@ -11,7 +11,7 @@ import asyncio
 import io
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ _SYSTEM_SOCKET = "/var/run/docker.sock"
 _NEWEST_API = (1, 47)
 _OLDEST_API = (1, 40)
 _CALL_SEC = 60.0
+_READ_AHEAD = 1024 * 1024
 
 
 class ApiError(SandboxError):
@@ -137,6 +138,17 @@ class EngineClient:
             async for message in _json_lines(response):
                 yield message
 
+    async def fetch(self, path: str, what: str, *, timeout_sec: float) -> AsyncGenerator[bytes]:
+        """Iterate over the bytes of an archive that the daemon sends.
+
+        Raises: ApiError, SandboxError (it hung up half-way, or too late), SandboxStartError.
+        """
+        daemon = await self.connect()
+        url = f"/v{daemon.api}{path}"
+        async with self._request("GET", url, what, None, None, {}, timeout_sec) as response:
+            async for chunk in response.content.iter_any():
+                yield chunk
+
     async def attach(
         self, container: str, timeout_sec: float = _CALL_SEC
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -198,6 +210,7 @@ class EngineClient:
                 data=data,
                 headers=dict(headers),
                 timeout=aiohttp.ClientTimeout(total=timeout_sec),
+                read_bufsize=_READ_AHEAD,
             ),
             what,
             self.address,

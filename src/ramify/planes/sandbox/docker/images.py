@@ -14,6 +14,7 @@ from ramify.contracts.sandbox import BuildSpec, SandboxImage, SandboxSpec
 from ramify.planes.sandbox.capture import tail_text
 from ramify.planes.sandbox.docker.client import ApiError, EngineClient, Json
 from ramify.planes.sandbox.docker.context import BuildContext, make_context
+from ramify.planes.sandbox.oci import image_config
 
 PROVIDER = "docker"
 
@@ -97,6 +98,9 @@ class Images:
             user=image.user,
             workdir=image.workdir,
             env=image.env,
+            entrypoint=image.entrypoint,
+            cmd=image.cmd,
+            healthcheck=image.healthcheck,
             pristine=False,
         )
         self._frozen[frozen.id] = frozen
@@ -132,14 +136,17 @@ class Images:
                 ) from error
             raise
         config: Json = found.get("Config") or {}
-        env = dict(entry.partition("=")[::2] for entry in config.get("Env") or ())
+        wants = image_config(config)
         image = SandboxImage(
             id=str(found["Id"]),
             provider=PROVIDER,
             digest=str(found["Id"]),
-            user=config.get("User") or None,
-            workdir=config.get("WorkingDir") or None,
-            env=env,
+            user=wants.user,
+            workdir=wants.workdir,
+            env=wants.env,
+            entrypoint=wants.entrypoint,
+            cmd=wants.command,
+            healthcheck=wants.healthcheck,
         )
         volumes, names = tuple(config.get("Volumes") or ()), tuple(found.get("RepoTags") or ())
         return _Known(image, int(found.get("Size", 0)), volumes, names, config)
@@ -169,7 +176,7 @@ class Images:
     async def _built(self, build: BuildSpec) -> SandboxImage:
         context = await asyncio.to_thread(make_context, Path(build.context), build.dockerfile)
         with context.archive:
-            tag = f"ramify/build:{context.digest[:32]}"
+            tag = build_name(context)
             async with self._locks.setdefault(tag, asyncio.Lock()):
                 known = await self._inspect(tag)
                 if known is None:
@@ -210,6 +217,11 @@ class Images:
             raise ConfigError(error.reason, file=f"{build.context}/{build.dockerfile}") from error
         if log.error:
             raise _build_error(build, log)
+
+
+def build_name(context: BuildContext) -> str:
+    """The name of the image that is built from a context: the same content, the same name."""
+    return f"ramify/build:{context.digest[:32]}"
 
 
 class _StreamError(Exception):

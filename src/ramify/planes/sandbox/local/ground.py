@@ -75,8 +75,10 @@ def break_ground(
 def _base_of(store: LayerStore, image: SandboxImage, masks: Masks) -> HostBase | None:
     """The host base below an image, or None for one with a root of its own."""
     below = store.base(image)
-    if below is None or not below.startswith(_HOST_PREFIX):
+    if below is None:
         return None
+    if not below.startswith(_HOST_PREFIX):
+        raise SandboxStartError(f"the image {below} is gone from {store.root}; prepare it again")
     try:
         return found_base(masks.place / below.removeprefix(_HOST_PREFIX))
     except FileNotFoundError as error:

@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import stat
+from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 from ramify.planes.sandbox.local import cgroups
@@ -196,7 +197,8 @@ def _build_root(world: World) -> None:
         for name, text in SYSTEM_FILES.items():
             _system_file(f"/etc/{name}", text)
     if world.workdir:
-        os.makedirs(world.workdir, exist_ok=True)
+        with suppress(OSError):  # a file of the image is there: commands will say so
+            os.makedirs(world.workdir, exist_ok=True)
 
 
 def _directory(name: str, mode: int) -> bool:

@@ -24,6 +24,7 @@ from ramify.planes.sandbox.local import cgroups, leftovers
 from ramify.planes.sandbox.local.demands import demanded_limits
 from ramify.planes.sandbox.local.disk import DiskWatch
 from ramify.planes.sandbox.local.ground import Ground, Masks, break_ground, host_image
+from ramify.planes.sandbox.local.images import LocalImages
 from ramify.planes.sandbox.local.nursery import Nursery
 from ramify.planes.sandbox.local.probe import Machine, Mode
 from ramify.planes.sandbox.local.process import probe
@@ -56,7 +57,7 @@ class LocalProvider:
         self._layout = cgroups.Layout(0, {})
         self._store: LayerStore | None = None
         self._lock = asyncio.Lock()
-        self._imported: dict[tuple[str, int], SandboxImage] = {}
+        self._images: LocalImages | None = None
         self._sandboxes: dict[str, LocalSandbox] = {}
         self._dropping: set[asyncio.Task[None]] = set()
 
@@ -89,16 +90,21 @@ class LocalProvider:
             limits=frozenset(limits),
             host_root=True,
             images=True,
-            builds=False,
+            builds=True,
         )
 
     async def prepare(self, spec: SandboxSpec) -> SandboxImage:
-        """The pristine image of a spec: a name or path of the store, or the host's own root."""
+        """The pristine image of a spec: of the store, the path of one, or the host's own root.
+
+        An image that is not in the store, and one to be built, comes from a Docker daemon, once.
+        """
         await self._find_machine()
         self._check(spec)
-        if spec.image is not None:
-            return await self._find_image(spec.image)
-        return await asyncio.to_thread(host_image, self._masks)
+        if spec.host_root:
+            return await asyncio.to_thread(host_image, self._masks)
+        await self._open_store()
+        assert self._images is not None
+        return await self._images.prepare(spec)
 
     async def create(self, spec: SandboxSpec, image: SandboxImage | None = None) -> Sandbox:
         """A new sandbox on `image` (default: the pristine one); see the contract."""
@@ -180,6 +186,9 @@ class LocalProvider:
         await self._nursery.aclose()
         if self._machine is not None:  # a spawner that died left its cgroups
             await asyncio.to_thread(leftovers.sweep, self._home / "run", self._layout)
+        if self._images is not None:
+            await self._images.aclose()
+            self._images = None
         if self._store is not None:
             await asyncio.to_thread(self._store.close)
             self._store = None
@@ -200,6 +209,7 @@ class LocalProvider:
         async with self._lock:
             if self._store is None:
                 self._store = await asyncio.to_thread(LayerStore, self._home / "store")
+                self._images = LocalImages(self._store)
             return self._store
 
     def _check(self, spec: SandboxSpec, *, has_image: bool = False) -> None:
@@ -207,9 +217,10 @@ class LocalProvider:
         if self._machine is not None and self._machine.mode == "none":
             why = f"{self._machine.detail}; {self._machine.remedy}"
             raise SandboxStartError(f"the local sandbox does not work here: {why}")
-        if spec.build is not None:
-            raise UnsupportedError("the local sandbox builds no images; use the docker sandbox")
-        if not has_image and (spec.image is None) != spec.host_root:
+        if spec.compose is not None:
+            raise UnsupportedError("the local sandbox runs one container; use the docker sandbox")
+        given = (spec.image is not None) + (spec.build is not None) + spec.host_root
+        if not has_image and given != 1:
             raise ConfigError("exactly one of image, build and host_root must be given")
         missing = sorted(demanded_limits(spec.limits) - self.capabilities().limits)
         if missing:
@@ -256,7 +267,7 @@ class LocalProvider:
             "root": ground.root,
             "overlays": overlays,
             "binds": list(ground.base.binds) if ground.base else [],
-            "workdir": spec.workdir or "",
+            "workdir": spec.workdir or ground.image.workdir or "",
             "lockdown": spec.lockdown,
             "process_limit": None if "pids" in self._layout.enforced else pids,
             "file_limit": limits.disk_mb * MIB if limits.disk_mb else None,
@@ -285,29 +296,6 @@ class LocalProvider:
                 env[name] = env[name.upper()] = proxy
             env["no_proxy"] = env["NO_PROXY"] = "localhost,127.0.0.1,::1"
         return {**env, **ground.image.env, **spec.env}
-
-    async def _find_image(self, name: str) -> SandboxImage:
-        store = await self._open_store()
-        if not name.startswith(("/", "./", "../")):
-            found = await asyncio.to_thread(store.resolve, name)
-            if found is not None:
-                return found
-            raise ConfigError(
-                f"no image {name!r} in {store.root}; give the path of a root file system (a"
-                f" directory or tar), or: docker save {name} -o image.tar, and use its path",
-                field="image",
-            )
-        return await asyncio.to_thread(self._import, store, Path(name))
-
-    def _import(self, store: LayerStore, path: Path) -> SandboxImage:
-        try:
-            key = (str(path.resolve(strict=True)), path.stat().st_mtime_ns)
-        except OSError as error:
-            raise ConfigError(f"no image at {path}: {error.strerror}", field="image") from error
-        if key not in self._imported:
-            take = store.import_tree if path.is_dir() else store.import_tar
-            self._imported[key] = take(path)
-        return self._imported[key]
 
     def _drop_later(self, store: LayerStore, scratch: Scratch) -> None:
         """Delete the files of a dead sandbox in a thread."""
