@@ -64,11 +64,11 @@ class CommandLine:
     def __call__(self, *arguments: str | Path) -> Said:
         self._capsys.readouterr()
         self._patch.setattr(sys, "argv", ["ramify", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ending:
-            try:
+        try:
+            with pytest.raises(SystemExit) as ending:
                 main()
-            finally:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         said = self._capsys.readouterr()
         assert isinstance(ending.value.code, int)
         return Said(ending.value.code, said.out, said.err)
