@@ -59,7 +59,8 @@ def _alive(marker: str) -> list[int]:
                 stat = Path(f"/proc/{name}/stat").read_text()
             except OSError:
                 continue
-            if marker.encode() in data and b"import sys" not in data and stat.rpartition(")")[2].split()[0] != "Z":
+            state = stat.rpartition(")")[2].split()[0]
+            if marker.encode() in data and b"import sys" not in data and state != "Z":
                 found.append(int(name))
     return found
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ramify.contracts.errors import SandboxError, SandboxLostError
+from ramify.contracts.errors import SandboxError, SandboxLostError, UnsupportedError
 from ramify.contracts.sandbox import (
     MIB,
     Capabilities,
@@ -151,7 +151,7 @@ class LocalSandbox:
         """Kill every process inside, then turn the file system into an image; see the contract."""
         self._check_alive()
         if self._birth.capabilities.snapshot == "none":
-            raise SandboxError("this sandbox has no file system of its own to freeze")
+            raise UnsupportedError("this sandbox has no file system of its own to freeze")
         image = await self._end(keep=True)
         if image is None:
             raise SandboxLostError("the sandbox ended before it was frozen")
