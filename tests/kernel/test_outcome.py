@@ -18,7 +18,9 @@ OURS = (Outcome.INFRA_ERROR, Outcome.ENV_ERROR)
 
 
 def everything(kind: type[BaseException] = errors.RamifyError) -> list[type[BaseException]]:
-    return [kind, *(leaf for child in kind.__subclasses__() for leaf in everything(child))]
+    """The tree of contracts/errors.py; what providers derive from it has arguments of its own."""
+    ours = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
+    return [kind, *(leaf for child in ours for leaf in everything(child))]
 
 
 def made(kind: type[BaseException]) -> BaseException:

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import NoReturn
 
 from ramify.contracts.agent import AgentCapabilities, Session, StopReason
 from ramify.contracts.context import Context
@@ -23,6 +24,7 @@ from ramify.planes.agent.terminal import Terminal
 
 _QUIET_SEC = 0.3
 """A script's turn ends when the shell has said nothing for this long after the last line."""
+_END_SEC = 2.0
 _LAST_WORDS_SEC = 5.0
 _SEEN_LIMIT = 64 * 1024
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
@@ -125,7 +127,7 @@ async def _follow(process: Process, lines: list[Line], typed: _Typed) -> None:
         try:
             await process.write(line.text.encode() + b"\r")
         except BrokenPipeError:
-            raise AgentError(f"the shell had ended before {line.text!r} was sent") from None
+            await _ended(process, f"the shell had ended before {line.text!r} was sent")
     if lines:
         await _last_words(process, typed)
 
@@ -138,7 +140,7 @@ async def _expect(process: Process, line: Line, typed: _Typed) -> None:
             while wanted not in typed.said:
                 data = await process.read()
                 if not data:
-                    raise AgentError(f"the shell ended before it said {line.text!r}")
+                    await _ended(process, f"the shell ended before it said {line.text!r}")
                 typed.heard(data)
     except TimeoutError:
         if not scope.expired():
@@ -147,6 +149,16 @@ async def _expect(process: Process, line: Line, typed: _Typed) -> None:
         raise AgentError(
             f"{line.text!r} did not come within {line.timeout_sec:g} s; the shell said: {tail!r}"
         ) from None
+
+
+async def _ended(process: Process, message: str) -> NoReturn:
+    """The shell is gone: its own doing, unless its sandbox is gone too (SandboxLostError)."""
+    try:
+        async with asyncio.timeout(_END_SEC):
+            await process.wait()
+    except TimeoutError:
+        message += " (it closed its terminal and goes on)"
+    raise AgentError(message)
 
 
 async def _last_words(process: Process, typed: _Typed) -> None:
