@@ -23,7 +23,7 @@ from ramify.contracts.sandbox import (
     Sandbox,
     SandboxSpec,
 )
-from ramify.planes.sandbox.local import BareProvider, LocalProvider
+from ramify.planes.sandbox.local import BareProvider, LocalProvider, cgroups
 from ramify.planes.sandbox.local.sandbox import LocalSandbox
 from ramify.planes.sandbox.processes import process_table
 
@@ -48,13 +48,8 @@ def processes_with(marker: str) -> list[int]:
     return found
 
 
-def cgroups_with(marker: str) -> list[str]:
-    return [
-        str(place)
-        for top in Path("/sys/fs/cgroup").glob("*")
-        if top.is_dir()
-        for place in top.rglob(f"*{marker}*")
-    ]
+def cgroups_with(engine: str) -> list[str]:
+    return cgroups.leftovers(cgroups.discover(), f"ramify-{engine}")
 
 
 async def until(condition: Callable[[], bool], seconds: float = 2.0) -> bool:
@@ -261,7 +256,7 @@ ENGINE = """
 import asyncio, sys
 from pathlib import Path
 from ramify.contracts.sandbox import SandboxSpec
-from ramify.planes.sandbox.local import BareProvider, LocalProvider
+from ramify.planes.sandbox.local import BareProvider, LocalProvider, cgroups
 
 async def main():
     home, marker, kind = sys.argv[1:]
