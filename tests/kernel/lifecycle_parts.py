@@ -21,6 +21,7 @@ from ramify.contracts.task import Task
 from ramify.contracts.tree import RolloutNode, Step
 from ramify.kernel.recorder import TreeRecorder
 from ramify.kernel.rollout import RolloutPlan, run_rollout
+from ramify.kernel.stages import Stage as KernelStage
 from ramify.testing.fakecontext import FakeObserver, fake_context
 from ramify.testing.fakes import FakeProvider, FakeSandbox
 from ramify.testing.sim import SimClock
@@ -57,7 +58,13 @@ class Stage:
         if deed := self.deeds.get(what):
             await deed(self)
 
-    async def play(self, config: RolloutConfig | None = None, **options: Any) -> RolloutResult:
+    async def play(
+        self,
+        config: RolloutConfig | None = None,
+        agent_timeout_sec: float = 50.0,
+        stages: Sequence[KernelStage] = (),
+        **options: Any,
+    ) -> RolloutResult:
         clock = SimClock()
         recorder = TreeRecorder(ITEM.rollout_id, self.observer, clock)
         fake = fake_context(Task("set:one", input="Do it."), artifacts=self.artifacts)
@@ -79,9 +86,9 @@ class Stage:
             spec=SPEC,
             agent=StagedAgent(self),
             environment=StagedWorld(self),
-            reward=StagedReward(self),
+            stages=stages or [KernelStage(fake.task, StagedReward(self), agent_timeout_sec)],
             recorder=recorder,
-            **{"agent_timeout_sec": 50.0, "readiness_timeout_sec": 20.0, **options},
+            **{"readiness_timeout_sec": 20.0, **options},
         )
         return await run_rollout(plan, ctx)
 

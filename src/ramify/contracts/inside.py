@@ -17,6 +17,8 @@ TESTS_DIR = "/tests"
 """Where the tests are put, once the agent is done."""
 VERIFIER_LOGS_DIR = "/logs/verifier"
 """Where the tests leave reward.json or reward.txt, and their logs."""
+ARTIFACTS_DIR = "/logs/artifacts"
+"""Where an agent may leave what is to be kept of its work, besides what a task declares."""
 
 _MAPPED = (SOLUTION_DIR, TESTS_DIR, VERIFIER_LOGS_DIR)
 _SHELLS = "/bin/bash /usr/bin/bash /usr/local/bin/bash"

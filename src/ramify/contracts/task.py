@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
@@ -64,13 +65,21 @@ class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `source` is absolute, or relative to the work directory. `destination` is where it is kept,
     below the rollout's `artifacts/` (None: at its own path). `exclude` are patterns as of
-    `tar --exclude`. `service` is the Compose service it lies in (None: the agent's own).
+    `tar --exclude`: each may match any run of names in a path, and `*` also matches `/`.
+    `service` is the Compose service it lies in (None: the agent's own).
     """
 
     source: str
     destination: str | None = None
     exclude: tuple[str, ...] = ()
     service: str | None = None
+
+    def leaves_out(self, path: str) -> bool:
+        """Whether a path below the source is excluded, by itself or with a directory above it."""
+        parts = path.split("/")
+        count = len(parts)
+        spans = ("/".join(parts[i:j]) for i in range(count) for j in range(i + 1, count + 1))
+        return any(fnmatchcase(span, pattern) for span in spans for pattern in self.exclude)
 
 
 class CollectHook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -203,6 +203,10 @@ def _levels(package: TaskPackage, can: Capabilities) -> list[IsolationLevel]:
     """Levels worth trying, strictest first."""
     if package.verifier.isolation is not None:
         return [package.verifier.isolation]
+    if package.verifier.separate:
+        return [IsolationLevel.OUTPUTS]
+    if package.sandbox.compose is not None:
+        return [IsolationLevel.LIVE]
     return [
         level for level in _LADDER
         if not (level is IsolationLevel.OUTPUTS and not package.outputs)

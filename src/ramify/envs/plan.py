@@ -19,7 +19,7 @@ import msgspec
 
 from ramify import compose
 from ramify.contracts.agent import Agent
-from ramify.contracts.config import RolloutConfig
+from ramify.contracts.config import RolloutConfig, SkillMode
 from ramify.contracts.context import Clock
 from ramify.contracts.errors import ConfigError, UnsupportedError, UsageError
 from ramify.contracts.model import Model
@@ -32,6 +32,8 @@ from ramify.engine.reading import Plan as PlanRecord
 from ramify.engine.redact import Redactor
 from ramify.engine.retry import RetryPolicy
 from ramify.engine.sampler import TaskSampler
+from ramify.envs.demands import check_agent, check_verifiers
+from ramify.envs.stages import stage_levels
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,14 +160,20 @@ async def plan_run(
     chosen = _choose(taskset, options)
     planned: dict[str, PlannedTask] = {}
     lacking: set[str] = set()
-    for task in chosen:
+    mode = options.rollout.skill_mode
+    for given in chosen:
+        task = compose.hide_skills(given) if mode is SkillMode.NO_SKILL else given
+        check_agent(task, actor, mode)
+        check_verifiers(task, provider.name, can)
         wanted = compose.sandbox_spec(task, provider.name, can, options.image)
         spec, missing = compose.enforced(wanted, can)
         lacking.update(missing)
         planned[task.task_id] = PlannedTask(task, spec, _isolation(task, can, options))
     if scorer is None:
         _require_packages(chosen)
-    levels = {entry.isolation for entry in planned.values()}
+    levels = {
+        level for entry in planned.values() for level in stage_levels(entry.task, entry.isolation)
+    }
     rewards = {level: scorer or compose.reward(level) for level in levels}
     config = _config(taskset.taskset_id, planned, actor, model, provider, scorer, options)
     config_hash = hashlib.blake2b(msgspec.json.encode(config, order="deterministic"), digest_size=8)

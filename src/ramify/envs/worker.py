@@ -12,6 +12,7 @@ from ramify.contracts.events import Observer
 from ramify.contracts.result import RolloutResult, WorkItem
 from ramify.engine.store import Store
 from ramify.envs.plan import PlannedTask, RunPlan
+from ramify.envs.stages import stages_of
 from ramify.kernel.recorder import TreeRecorder
 from ramify.kernel.rollout import RolloutPlan, run_rollout
 
@@ -64,9 +65,10 @@ class RolloutWorker:
             spec=planned.spec,
             agent=self.plan.agent,
             environment=compose.environment(planned.task),
-            reward=self.plan.rewards[planned.isolation],
+            stages=stages_of(planned.task, planned.isolation, self.plan.rewards),
             recorder=recorder,
-            agent_timeout_sec=package.agent_timeout_sec if package else 600.0,
+            reward_strategy=package.reward_strategy if package else "mean",
+            collect=compose.artifact_collector(),
             minimum_reward=package.verifier.reward_range[0] if package else 0.0,
             model=self.plan.model.name if self.plan.model else "",
         )

@@ -1,14 +1,18 @@
 """One rollout, from a work item to a result.
 
 setup → start → provision → readiness → connect → execute → verify → teardown (seed 004).
+
+A task of several steps goes through provision, readiness, execute and verify once more for each of
+them, in the same sandbox and the same session.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from ramify.contracts.agent import Agent, Session
 from ramify.contracts.context import Context
@@ -16,16 +20,19 @@ from ramify.contracts.environment import Environment
 from ramify.contracts.errors import (
     AgentTimeoutError,
     EnvironmentFailed,
+    FatalAgentError,
     InfraError,
+    LimitExceededError,
 )
 from ramify.contracts.events import LogEvent, OutcomeEvent, Phase, PhaseEvent
 from ramify.contracts.messages import Message
 from ramify.contracts.result import RolloutResult, WorkItem
-from ramify.contracts.reward import Reward, VerifyResult
+from ramify.contracts.reward import VerifyResult
 from ramify.contracts.sandbox import Sandbox, SandboxProvider, SandboxSpec
-from ramify.contracts.tree import NodeStatus, Outcome
+from ramify.contracts.tree import NodeStatus, Outcome, Step, StepKind
 from ramify.kernel.outcome import Verdict, classify
 from ramify.kernel.recorder import TreeRecorder
+from ramify.kernel.stages import Stage, combined, falls_short, of_step
 from ramify.kernel.trajectory import trajectory, trajectory_hash
 
 _Action = Callable[[], Awaitable[None]]
@@ -43,9 +50,10 @@ class RolloutPlan:
         provider, spec: where it runs.
         agent: who acts.
         environment: the world.
-        reward: how it is scored.
+        stages: the prompts, at least one; their names tell steps of a task apart.
         recorder: grows the tree; the same object that the context carries.
-        agent_timeout_sec: time for the phase `execute`.
+        reward_strategy: how the rewards of several stages become one (`stages.combined`).
+        collect: keeps what is to be kept of each stage, before it is scored.
         readiness_timeout_sec: time for the phase `readiness`.
         minimum_reward: what an `invalid` outcome counts as.
         model: name of the policy, for the record.
@@ -56,9 +64,10 @@ class RolloutPlan:
     spec: SandboxSpec
     agent: Agent
     environment: Environment
-    reward: Reward
+    stages: Sequence[Stage]
     recorder: TreeRecorder
-    agent_timeout_sec: float = 600.0
+    reward_strategy: Literal["mean", "final"] = "mean"
+    collect: Callable[[Context], Awaitable[None]] | None = None
     readiness_timeout_sec: float = 120.0
     minimum_reward: float = 0.0
     model: str = ""
@@ -96,6 +105,10 @@ class _Rollout:
     timings: dict[str, float] = field(default_factory=dict[str, float])
     verdict: Verdict | None = None
     verified: VerifyResult | None = None
+    scores: list[tuple[Stage, VerifyResult]] = field(
+        default_factory=list[tuple[Stage, VerifyResult]]
+    )
+    deadline: float = float("inf")
     cleanups: list[tuple[str, _Action]] = field(default_factory=list[tuple[str, "_Action"]])
 
     async def cancel_with(self, phases: asyncio.Task[None]) -> None:
@@ -137,16 +150,18 @@ class _Rollout:
         # 4. readiness: the agent never runs before the world is healthy.
         async with self._in(Phase.READINESS):
             await self._readiness()
-        # 5. and 6. connect and execute: the tree grows. The agent's failure is not the end.
-        try:
-            await self._act(sandbox)
-        except Exception as error:
-            self.verdict = classify(error, self.phase)
-            if not self.verdict.outcome.counts:
-                raise
-        # 7. verify: what the agent left is scored as it stands.
-        async with self._in(Phase.VERIFY):
-            await self._verify()
+        # 5. connect: one session for all stages.
+        session = await self._connect(sandbox)
+        for stage in plan.stages:
+            # 6. execute: the tree grows. The agent's failure is not the end.
+            ctx = self._at(stage)
+            goes_on = await self._act(stage, ctx, session)
+            # 7. verify: what the agent left is scored as it stands.
+            async with self._in(Phase.VERIFY):
+                found = await self._verify(stage, ctx)
+            if not goes_on or falls_short(stage, found):
+                break
+        self._conclude()
 
     async def _teardown(self) -> None:
         # 8. teardown: newest first; one failing action leaves the others alone.
@@ -154,23 +169,72 @@ class _Rollout:
             for what, action in reversed(self.cleanups):
                 await self._clean(what, action)
 
-    async def _act(self, sandbox: Sandbox) -> None:
+    def _at(self, stage: Stage) -> Context:
+        """The context of one stage. Each step of a task keeps its files by itself."""
+        if not stage.name:
+            return self.ctx
+        kept = self.ctx.artifacts / "steps" / stage.name
+        return replace(self.ctx, task=stage.task, artifacts=kept)
+
+    def _blame(self, error: Exception) -> None:
+        """Remember the agent's first failure; any other error ends the rollout."""
+        verdict = classify(error, self.phase)
+        if not verdict.outcome.counts:
+            raise error
+        self.verdict = self.verdict or verdict
+
+    async def _connect(self, sandbox: Sandbox) -> Session | None:
         async with self._in(Phase.CONNECT):
             await self.ctx.recorder.prompt((Message("user", self.ctx.task.instruction),))
-            session = await self.plan.agent.connect(sandbox, self.ctx)
+            try:
+                session = await self.plan.agent.connect(sandbox, self.ctx)
+            except Exception as error:
+                self._blame(error)
+                return None
             self.cleanups.append(("session", session.aclose))
-        async with self._in(Phase.EXECUTE):
-            await self._prompt(session)
-
-    async def _prompt(self, session: Session) -> None:
-        limits = [self.plan.agent_timeout_sec * self.ctx.config.timeout_multiplier]
         if self.ctx.config.timeout_sec is not None:
-            limits.append(self.ctx.config.timeout_sec)
-        seconds = min(limits)
+            self.deadline = self.ctx.clock.monotonic() + self.ctx.config.timeout_sec
+        return session
+
+    async def _act(self, stage: Stage, ctx: Context, session: Session | None) -> bool:
+        """Let the agent work on one stage; returns whether it can work on another."""
+        if session is None:
+            return False
+        if stage.name:
+            await self._begin(stage, ctx)
+        async with self._in(Phase.EXECUTE):
+            try:
+                await self._prompt(stage, session)
+            except Exception as error:
+                self._blame(error)
+                spent = isinstance(error, LimitExceededError | FatalAgentError)
+                return not spent and self.ctx.clock.monotonic() < self.deadline
+        return True
+
+    async def _begin(self, stage: Stage, ctx: Context) -> None:
+        """Bring the world to the start of a step, and mark in the tree that it begins here."""
+        async with self._in(Phase.PROVISION):
+            assert ctx.sandbox is not None
+            await self.plan.environment.provision(ctx.sandbox, ctx)
+        async with self._in(Phase.READINESS):
+            await self._readiness()
+        mark = Step(
+            action=f"step {stage.name}",
+            kind=StepKind.ENUMERATED,
+            prior=1.0,
+            role="task",
+            started_at=self.ctx.clock.now(),
+            info={"step": stage.name},
+        )
+        await self.ctx.recorder.step(mark)
+
+    async def _prompt(self, stage: Stage, session: Session) -> None:
+        left = self.deadline - self.ctx.clock.monotonic()
+        seconds = min(stage.agent_timeout_sec * self.ctx.config.timeout_multiplier, left)
         scope = asyncio.timeout(seconds)
         try:
             async with scope:
-                await session.prompt(self.ctx.task.instruction)
+                await session.prompt(stage.task.instruction)
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -193,14 +257,24 @@ class _Rollout:
                 f"the world was not healthy within {seconds:g} s: {detail}"
             ) from None
 
-    async def _verify(self) -> None:
+    async def _verify(self, stage: Stage, ctx: Context) -> VerifyResult:
+        if self.plan.collect is not None:
+            await self.plan.collect(ctx)
         recorder = self.plan.recorder
-        node = recorder.tree.node(recorder.current)
-        self.verified = await self.plan.reward.score(node, self.ctx)
-        for event in self.verified.events:
-            recorder.reward(event)
-        if self.verified.reward is None:
+        found = await stage.reward.score(recorder.tree.node(recorder.current), ctx)
+        for event in found.events:
+            recorder.reward(of_step(stage, event) if stage.name else event)
+        if found.reward is None:
             raise InfraError("the reward could not be computed (the scorer returned None)")
+        self.scores.append((stage, found))
+        return found
+
+    def _conclude(self) -> None:
+        """Make one result of all stages; for a task with steps it is a signal of its own."""
+        self.verified = combined(self.scores, self.plan.reward_strategy)
+        if self.scores[0][0].name:
+            for event in self.verified.events:
+                self.plan.recorder.reward(event)
 
     @asynccontextmanager
     async def _in(self, phase: Phase) -> AsyncGenerator[None]:

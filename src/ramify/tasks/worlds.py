@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from ramify.contracts.errors import ConfigError
+from ramify.contracts.inside import ARTIFACTS_DIR, TESTS_DIR, VERIFIER_LOGS_DIR
 from ramify.contracts.sandbox import BuildSpec, ComposeSpec, NetworkPolicy, SandboxSpec
 from ramify.contracts.task import TaskStep, VerifierSettings
 from ramify.tasks.dockerfile import workdir_of_dockerfile
@@ -17,8 +18,6 @@ from ramify.tasks.texts import read_text
 
 DEFAULT_WORKDIR = "/app"
 """Work directory of a task that runs without an image and names none."""
-AGENT_ARTIFACTS = "/logs/artifacts"
-"""Where an agent may leave what is to be kept (Harbor's convention)."""
 
 _COMPOSE_FILES = (
     "docker-compose.yaml",
@@ -232,10 +231,10 @@ def _variables(table: EnvironmentTable, folder: Path) -> dict[str, str]:
         "PREBUILT_IMAGE_NAME": table.docker_image or "",
         "CPUS": "" if table.cpus is None else f"{table.cpus:g}",
         "MEMORY": "" if table.memory_mb is None else f"{table.memory_mb}M",
-        "TEST_DIR": "/tests",
+        "TEST_DIR": TESTS_DIR,
         "ENV_AGENT_LOGS_PATH": "/logs/agent",
-        "ENV_VERIFIER_LOGS_PATH": "/logs/verifier",
-        "ENV_ARTIFACTS_PATH": AGENT_ARTIFACTS,
+        "ENV_VERIFIER_LOGS_PATH": VERIFIER_LOGS_DIR,
+        "ENV_ARTIFACTS_PATH": ARTIFACTS_DIR,
     }
     return {key: value for key, value in named.items() if value}
 

@@ -15,7 +15,7 @@ class NopAgent:
 
     def capabilities(self) -> AgentCapabilities:
         """It needs nothing."""
-        return AgentCapabilities(multi_prompt=True)
+        return AgentCapabilities(multi_prompt=True, mcp=True, skills=True)
 
     async def connect(self, sandbox: Sandbox, ctx: Context, role: str = "agent") -> Session:
         """Open a session that touches nothing."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import tempfile
 from pathlib import Path
 
 from ramify.contracts.agent import AgentCapabilities, Session, StopReason
@@ -22,55 +24,78 @@ from ramify.planes.agent.session import (
 class OracleAgent:
     """Puts the reference solution at /solution and runs it, as the task's agent user.
 
-    It acts on the first prompt; later prompts find the work done and end at once.
+    It acts on the first prompt, later prompts find the work done and end at once; in a task of
+    several steps it runs each step's own solution.
     """
 
     name = "oracle"
 
     def capabilities(self) -> AgentCapabilities:
         """It needs no model."""
-        return AgentCapabilities(multi_prompt=True)
+        return AgentCapabilities(multi_prompt=True, mcp=True, skills=True)
 
     async def connect(self, sandbox: Sandbox, ctx: Context, role: str = "agent") -> Session:
         """Open a session. Raises UnsupportedError when the task has no solution, ConfigError."""
-        solution, source = _solution(ctx)
+        solutions = _solutions(ctx)
         transcript = Transcript(ctx, role)
 
         async def turn(text: str, index: int) -> StopReason:
-            if index == 0:
-                await _solve(sandbox, ctx, solution, source, transcript)
+            if index < len(solutions):
+                await _solve(sandbox, ctx, solutions[index], transcript)
             return StopReason.END_TURN
 
         return TurnSession(turn, transcript)
 
 
-def _solution(ctx: Context) -> tuple[SolutionSettings, Path]:
+def _solutions(ctx: Context) -> list[SolutionSettings]:
+    """The solution of each prompt; checks that all of them are there."""
     package = ctx.task.package
-    if package is None or package.solution is None:
-        raise UnsupportedError(
-            f"task {ctx.task.task_id} has no reference solution, so the oracle cannot run it; "
-            "add solution/solve.sh or choose another agent"
-        )
-    source = Path(package.path) / package.solution.path
-    if not source.is_dir():
-        raise ConfigError(
-            f"{package.solution.path!r} is not a directory", file=package.path, field="solution"
-        )
-    return package.solution, source
+    steps = package.steps if package else ()
+    found = [step.solution for step in steps] or [package.solution if package else None]
+    for solution in found:
+        if package is None or solution is None:
+            raise UnsupportedError(
+                f"task {ctx.task.task_id} has no reference solution, so the oracle cannot run it; "
+                "add solution/solve.sh or choose another agent"
+            )
+        if solution.script is None and not (Path(package.path) / solution.path).exists():
+            raise ConfigError(f"there is no {solution.path!r}", file=package.path, field="solution")
+    return [solution for solution in found if solution is not None]
+
+
+async def _put(sandbox: Sandbox, ctx: Context, solution: SolutionSettings) -> None:
+    """Put the solution at /solution, alone there."""
+    package = ctx.task.package
+    assert package is not None
+    user = agent_user(ctx)
+    source = Path(package.path) / solution.path
+    if solution.script is None and source.is_dir():
+        await sandbox.upload(source, SOLUTION_DIR, owner=user, clear=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="ramify-solution-") as folder:
+        await asyncio.to_thread(_write, Path(folder), source, solution.script)
+        await sandbox.upload(Path(folder), SOLUTION_DIR, owner=user, clear=True)
+
+
+def _write(folder: Path, source: Path, script: str | None) -> None:
+    """The solution that is one file, in a directory that the agent's user may read."""
+    target = folder / ("solve.sh" if script is not None else source.name)
+    target.write_bytes(script.encode() if script is not None else source.read_bytes())
+    target.chmod(0o755)
+    folder.chmod(0o755)
 
 
 async def _solve(
-    sandbox: Sandbox,
-    ctx: Context,
-    solution: SolutionSettings,
-    source: Path,
-    transcript: Transcript,
+    sandbox: Sandbox, ctx: Context, solution: SolutionSettings, transcript: Transcript
 ) -> None:
-    user = agent_user(ctx)
-    await sandbox.upload(source, SOLUTION_DIR, owner=user, clear=True)
+    await _put(sandbox, ctx, solution)
     started_at = ctx.clock.now()
     result = await sandbox.exec(
-        shell_line(solution.command), user=user, cwd=ctx.workdir, env=solution.env, output_limit=MIB
+        shell_line(solution.command),
+        user=agent_user(ctx),
+        cwd=ctx.workdir,
+        env=solution.env,
+        output_limit=MIB,
     )
     await transcript.acted(" ".join(solution.command), observe(result, started_at))
     if not result.ok:

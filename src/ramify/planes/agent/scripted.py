@@ -56,7 +56,7 @@ class ScriptedAgent:
 
     def capabilities(self) -> AgentCapabilities:
         """It needs no model; commands can be given for later prompts."""
-        return AgentCapabilities(multi_prompt=True)
+        return AgentCapabilities(multi_prompt=True, mcp=True, skills=True)
 
     async def connect(self, sandbox: Sandbox, ctx: Context, role: str = "agent") -> Session:
         """Open a session."""

@@ -6,11 +6,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from ramify.contracts.config import SkillMode
 from ramify.contracts.context import Context
 from ramify.contracts.environment import ReadinessProbe
 from ramify.contracts.errors import EnvironmentFailed, UnsupportedError
+from ramify.contracts.inside import inside
 from ramify.contracts.sandbox import Sandbox
-from ramify.contracts.task import Healthcheck, TaskPackage
+from ramify.contracts.task import Healthcheck, TaskPackage, TaskStep
 
 LOG_DIRS = ("agent", "verifier", "artifacts")
 """Directories below /logs that a task may rely on (Harbor's layout)."""
@@ -19,11 +21,13 @@ LOG_DIRS = ("agent", "verifier", "artifacts")
 async def provision_package(sandbox: Sandbox, ctx: Context) -> None:
     """Bring a fresh sandbox to a task's start: directories, files, set-up script.
 
-    Used for the agent's sandbox and for every fresh sandbox that verifies.
+    Used for the agent's sandbox and for every fresh sandbox that verifies. Where the task stands
+    at a step, the files of its steps up to that one are there too. In no-skill mode the task's
+    skills are removed.
 
     Raises:
         UnsupportedError: a program that the task needs is not there.
-        EnvironmentFailed: the set-up script fails or does not end in time.
+        EnvironmentFailed: a set-up script fails or does not end in time.
         SandboxError: the sandbox fails.
     """
     workdir = ctx.workdir
@@ -54,6 +58,34 @@ async def provision_package(sandbox: Sandbox, ctx: Context) -> None:
         if not done.ok:
             why = "did not end in time" if done.timed_out else f"exited {done.exit_code}"
             raise EnvironmentFailed(f"{package.setup} {why}: {_tail(done.stderr or done.stdout)}")
+    if package.skills_dir is not None and ctx.config.skill_mode is SkillMode.NO_SKILL:
+        hidden = await sandbox.exec(f"rm -rf -- {inside(package.skills_dir)}", user="root")
+        if not hidden.ok:
+            raise EnvironmentFailed(f"cannot hide the task's skills: {_tail(hidden.stderr)}")
+    if package.at is not None:
+        for step in package.steps[: package.at + 1]:
+            await _provision_step(sandbox, ctx, package, step)
+
+
+async def _provision_step(
+    sandbox: Sandbox, ctx: Context, package: TaskPackage, step: TaskStep
+) -> None:
+    """Bring a sandbox to the start of a step: its files and its set-up script."""
+    if step.files is not None:
+        await sandbox.upload(Path(package.path) / step.files, ctx.workdir)
+    if step.setup is None:
+        return
+    script = f"{ctx.workdir.rstrip('/')}/{step.setup}"
+    done = await sandbox.exec(
+        f"bash {inside(script)}",
+        user=package.agent_user,
+        cwd=ctx.workdir,
+        timeout_sec=package.setup_timeout_sec,
+    )
+    if not done.ok:
+        why = "did not end in time" if done.timed_out else f"exited {done.exit_code}"
+        said = _tail(done.stderr or done.stdout)
+        raise EnvironmentFailed(f"{step.setup} of step {step.name} {why}: {said}")
 
 
 async def _check_needs(sandbox: Sandbox, package: TaskPackage) -> None:
@@ -84,9 +116,14 @@ class PackageEnvironment:
         self._started = 0.0
 
     async def provision(self, sandbox: Sandbox, ctx: Context) -> None:
-        """Put the task's files in place and run its set-up script."""
+        """Put the task's files in place and run its set-up script; at a step, those of the step."""
         self._sandbox, self._ctx = sandbox, ctx
-        await provision_package(sandbox, ctx)
+        self._failures = 0
+        package = ctx.task.package
+        if package is not None and package.at is not None:
+            await _provision_step(sandbox, ctx, package, package.steps[package.at])
+        else:
+            await provision_package(sandbox, ctx)
         self._started = ctx.clock.monotonic()
 
     async def readiness(self) -> ReadinessProbe:

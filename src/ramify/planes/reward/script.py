@@ -31,8 +31,11 @@ from ramify.planes.reward.stage import (
     carry_outputs,
     fresh_sandbox,
     frozen_sandbox,
+    has_own_image,
     host_folder,
 )
+from ramify.planes.reward.testoutput import parse_test_output
+from ramify.planes.reward.tests import small_files, tests_tree
 
 _USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SYSTEM_FIRST = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
@@ -42,8 +45,6 @@ _REWARD_LIMITS = TransferLimits(
     max_bytes=MAX_REWARD_BYTES, max_file_bytes=MAX_REWARD_BYTES, max_entries=1
 )
 _REWARD_FILES = ("reward.json", "reward.txt")
-_MAX_CHECKED_TESTS = 64
-_MAX_CHECKED_BYTES = 16 * MIB
 _AGENT_FILES = (IsolationLevel.FILESYSTEM, IsolationLevel.LIVE)
 
 
@@ -52,7 +53,8 @@ class ScriptVerifier:
 
     What the tests run in is decided by `level`. At `outputs` and `workdir` it is a fresh sandbox
     on the pristine image, with a copy of the evidence; at `filesystem` the agent's frozen file
-    system; at `live` the agent's sandbox as it stands. In all of them /tests and /logs/verifier
+    system; at `live` the agent's sandbox as it stands. A task with a separate verifier gets that,
+    which is the level `outputs`, whatever `level` says. In all of them /tests and /logs/verifier
     are emptied first, so what an agent planted there is gone, and the reward is parsed on our
     side. Everything said is kept below `verifier/` in the rollout's artifacts.
 
@@ -67,7 +69,7 @@ class ScriptVerifier:
 
     def __init__(self, level: IsolationLevel, prepare: Prepare) -> None:
         self._level, self._prepare = level, prepare
-        self._baselines: dict[str, str | None] = {}
+        self._baselines: dict[tuple[str, int | None], str | None] = {}
         self._baseline_turn = asyncio.Lock()
 
     async def score(self, node: RolloutNode, ctx: Context) -> VerifyResult:
@@ -91,9 +93,14 @@ class ScriptVerifier:
             raise
 
     async def _verify(self, ctx: Context, package: TaskPackage, folder: Path) -> VerifyResult:
-        async with self._stage(ctx, package) as (sandbox, carried):
-            run = _Run(sandbox, ctx, package, folder, distrusted=self._level in _AGENT_FILES)
-            parsed, result = await run.to_reward()
+        level = _level(package, self._level)
+        async with self._stage(ctx, package, level) as (sandbox, carried):
+            run = _Run(sandbox, ctx, package, folder, distrusted=level in _AGENT_FILES)
+            try:
+                parsed, result = await run.to_reward()
+            finally:
+                if level is IsolationLevel.LIVE and package.at is not None:
+                    await run.wipe()  # The agent goes on in here, and must not see the tests.
         details: dict[str, Any] = {
             "exit_code": result.exit_code,
             "duration_sec": result.duration_sec,
@@ -109,15 +116,15 @@ class ScriptVerifier:
             reward=parsed.reward,
             items=parsed.items,
             events=(RewardEvent("reward", parsed.reward),),
-            grader_isolation=self._level.value,
+            grader_isolation=level.value,
             details=details,
         )
 
     @asynccontextmanager
     async def _stage(
-        self, ctx: Context, package: TaskPackage
+        self, ctx: Context, package: TaskPackage, level: IsolationLevel
     ) -> AsyncGenerator[tuple[Sandbox, Carried]]:
-        match self._level:
+        match level:
             case IsolationLevel.LIVE:
                 yield agent_sandbox(ctx)[0], Carried()
             case IsolationLevel.FILESYSTEM:
@@ -125,7 +132,7 @@ class ScriptVerifier:
                     yield sandbox, Carried()
             case IsolationLevel.OUTPUTS | IsolationLevel.WORKDIR:
                 async with fresh_sandbox(ctx, package, self._prepare) as sandbox:
-                    whole = self._level is IsolationLevel.WORKDIR
+                    whole = level is IsolationLevel.WORKDIR
                     yield sandbox, await carry_outputs(ctx, package, sandbox, workdir=whole)
 
     async def _baseline(self, ctx: Context, package: TaskPackage, folder: Path) -> str | None:
@@ -134,15 +141,16 @@ class ScriptVerifier:
         Found out once per task; meanwhile others that ask wait.
         """
         async with self._baseline_turn:
-            if package.digest not in self._baselines:
+            key = (package.digest, package.at)
+            if key not in self._baselines:
                 reason = None
                 async with fresh_sandbox(ctx, package, self._prepare) as sandbox:
                     try:
                         await _Run(sandbox, ctx, package, folder, distrusted=False).to_reward()
                     except InvalidRewardError as error:
                         reason = error.reason
-                self._baselines[package.digest] = reason
-            return self._baselines[package.digest]
+                self._baselines[key] = reason
+            return self._baselines[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,42 +169,51 @@ class _Run:
     async def to_reward(self) -> tuple[ParsedReward, ExecResult]:
         """Put the tests in place, run them and read the reward."""
         await asyncio.to_thread(_empty, self.folder)
-        tests = _tests(self.package)
-        await self._put(tests)
-        result = await self._run(tests)
-        await asyncio.to_thread(_keep_output, self.folder, result)
-        if result.timed_out:
-            await self._fetch_logs()
-            raise InvalidRewardError(
-                "missing", f"the tests did not finish within {self._timeout_sec():g} s"
-            )
-        await self._check_tests(tests)
-        return await self._read(), result
+        async with tests_tree(self.package) as tests:
+            await self._put(tests)
+            result = await self._run(tests)
+            await asyncio.to_thread(_keep_output, self.folder, result)
+            if result.timed_out:
+                await self._fetch_logs()
+                raise InvalidRewardError(
+                    "missing", f"the tests did not finish within {self._timeout_sec():g} s"
+                )
+            if tests is not None:
+                await self._check_tests(tests)
+        return await self._read(result), result
 
-    async def _put(self, tests: Path) -> None:
+    async def wipe(self) -> None:
+        """Remove the tests and what they left."""
+        async with host_folder() as empty:
+            for place in (TESTS_DIR, VERIFIER_LOGS_DIR):
+                await self.sandbox.upload(empty, place, clear=True)
+
+    async def _put(self, tests: Path | None) -> None:
         async with host_folder() as empty:
             # Readable by the user that the tests run as, whatever our own umask is.
             empty.chmod(0o755)
             await self.sandbox.upload(
                 empty, VERIFIER_LOGS_DIR, owner=self.package.verifier.user, clear=True
             )
-        await self.sandbox.upload(tests, TESTS_DIR, clear=True)
+        if tests is not None:
+            await self.sandbox.upload(tests, TESTS_DIR, clear=True)
 
-    async def _run(self, tests: Path) -> ExecResult:
+    async def _run(self, tests: Path | None) -> ExecResult:
         settings = self.package.verifier
         command = settings.command
         if not command:
-            if not (tests / "test.sh").is_file():
+            if tests is not None and not (tests / "test.sh").is_file():
                 raise ConfigError(
                     "there is no test.sh; add it or set verifier.command",
-                    file=str(tests),
+                    file=str(Path(self.package.path) / settings.tests),
                 )
             command = ("bash", f"{TESTS_DIR}/test.sh")
+        own = has_own_image(self.package)
         return await self.sandbox.exec(
             shell_line(command),
             user=settings.user or "root",
-            cwd=self.ctx.workdir,
-            env={"PATH": self._path(), **settings.env},
+            cwd=None if own else self.ctx.workdir,
+            env=settings.env if own else {"PATH": self._path(), **settings.env},
             timeout_sec=self._timeout_sec(),
             output_limit=_OUTPUT_LIMIT,
             kill_leftovers=True,
@@ -213,7 +230,7 @@ class _Run:
 
     async def _check_tests(self, tests: Path) -> None:
         """Refuse a run in which the tests themselves were changed, by the code they tested."""
-        files = await asyncio.to_thread(_small_files, tests)
+        files = await asyncio.to_thread(small_files, tests)
         async with host_folder() as folder:
             for index, (name, content) in enumerate(files):
                 local = folder / str(index)
@@ -227,8 +244,10 @@ class _Run:
                 if not same:
                     raise InvalidRewardError("tampered", f"{name} of the tests was changed")
 
-    async def _read(self) -> ParsedReward:
+    async def _read(self, result: ExecResult) -> ParsedReward:
         dropped = await self._fetch_logs()
+        if (parser := self.package.verifier.parser) is not None:
+            return parse_test_output(parser, result.stdout + b"\n" + result.stderr)
         for name in _REWARD_FILES:
             if any(entry.removeprefix("./").startswith(f"{name}: ") for entry in dropped):
                 raise InvalidRewardError("tampered", f"{name} is not a regular file")
@@ -270,7 +289,8 @@ def _package(ctx: Context, level: IsolationLevel) -> TaskPackage:
             f"task {ctx.task.task_id} comes without a directory, so there are no tests to run; "
             "score it with a reward function"
         )
-    if level is IsolationLevel.OUTPUTS and not package.outputs:
+    separate = package.verifier.separate
+    if level is IsolationLevel.OUTPUTS and not package.outputs and not separate:
         raise ConfigError(
             "the task declares no outputs, which verifying at level `outputs` needs; declare "
             "them or choose level `workdir`",
@@ -280,28 +300,8 @@ def _package(ctx: Context, level: IsolationLevel) -> TaskPackage:
     return package
 
 
-def _tests(package: TaskPackage) -> Path:
-    tests = Path(package.path) / package.verifier.tests
-    if not tests.is_dir():
-        raise ConfigError(
-            f"{package.verifier.tests!r} is not a directory",
-            file=package.path,
-            field="verifier.tests",
-        )
-    return tests
-
-
-def _small_files(tests: Path) -> list[tuple[str, bytes]]:
-    """Name and content of the package's test files; none when they are many or large.
-
-    Decided by the package alone, so an agent cannot turn the check off.
-    """
-    paths = sorted(path for path in tests.rglob("*") if path.is_file() and not path.is_symlink())
-    if len(paths) > _MAX_CHECKED_TESTS:
-        return []
-    if sum(path.stat().st_size for path in paths) > _MAX_CHECKED_BYTES:
-        return []
-    return [(path.relative_to(tests).as_posix(), path.read_bytes()) for path in paths]
+def _level(package: TaskPackage, chosen: IsolationLevel) -> IsolationLevel:
+    return IsolationLevel.OUTPUTS if package.verifier.separate else chosen
 
 
 def _holds(local: Path, content: bytes) -> bool:

@@ -20,7 +20,7 @@ from ramify.contracts.errors import (
     TransferLimitError,
     UnsupportedError,
 )
-from ramify.contracts.inside import inside
+from ramify.contracts.inside import ARTIFACTS_DIR, inside
 from ramify.contracts.sandbox import (
     Freezable,
     NetworkPolicy,
@@ -29,7 +29,7 @@ from ramify.contracts.sandbox import (
     SandboxSpec,
     TransferLimits,
 )
-from ramify.contracts.task import TaskPackage
+from ramify.contracts.task import Artifact, TaskPackage
 
 Prepare = Callable[[Sandbox, Context], Awaitable[None]]
 """Brings a fresh sandbox to the task's start, as the world's `provision` did for the agent's."""
@@ -57,12 +57,20 @@ def agent_sandbox(ctx: Context) -> tuple[Sandbox, SandboxProvider]:
 async def fresh_sandbox(
     ctx: Context, package: TaskPackage, prepare: Prepare
 ) -> AsyncGenerator[Sandbox]:
-    """A locked-down sandbox on the pristine image, at the task's start; torn down on exit."""
+    """A locked-down sandbox on the pristine image, at the task's start; torn down on exit.
+
+    A separate verifier with an image of its own gets that, as it is.
+    """
     sandbox, provider = agent_sandbox(ctx)
     spec = _verifier_spec(sandbox, provider, package)
-    fresh = await provider.create(spec, ctx.image)
+    if has_own_image(package):
+        image = await provider.prepare(spec)
+    else:
+        image = ctx.image
+    fresh = await provider.create(spec, image)
     try:
-        await prepare(fresh, ctx)
+        if not has_own_image(package):
+            await prepare(fresh, ctx)
         yield fresh
     finally:
         await _to_the_end(fresh.teardown())
@@ -94,13 +102,22 @@ async def frozen_sandbox(ctx: Context, package: TaskPackage) -> AsyncGenerator[S
         await _to_the_end(provider.discard(image))
 
 
+def has_own_image(package: TaskPackage) -> bool:
+    """Whether the verifier's image is another than the agent's."""
+    own, task = package.verifier.sandbox, package.sandbox
+    if own is None:
+        return False
+    return (own.image, own.build, own.compose) != (task.image, task.build, task.compose)
+
+
 async def carry_outputs(
     ctx: Context, package: TaskPackage, target: Sandbox, *, workdir: bool
 ) -> Carried:
     """Copy the declared outputs, and with `workdir` the work directory, into `target`.
 
-    Each replaces what stands at its path in `target`; a declared output that the agent's sandbox
-    does not have is removed there too.
+    For a separate verifier the declared artifacts and /logs/artifacts are outputs too. Each
+    replaces what stands at its path in `target`; one that the agent's sandbox does not have is
+    removed there too.
 
     Raises:
         InvalidRewardError: `no_evidence`, the agent's tree exceeds the limits on what may cross.
@@ -108,15 +125,18 @@ async def carry_outputs(
     """
     source, _ = agent_sandbox(ctx)
     root = posixpath.normpath(ctx.workdir)
-    outputs = [posixpath.normpath(posixpath.join(root, path)) for path in package.outputs]
+    outputs = _outputs(root, package)
     if workdir:
-        outputs = [root, *(path for path in outputs if not _is_below(path, root))]
+        outputs = [Artifact(root), *(o for o in outputs if not _is_below(o.source, root))]
     absent: list[str] = []
     dropped: list[str] = []
     async with host_folder() as folder:
-        for index, path in enumerate(outputs):
+        for index, output in enumerate(outputs):
+            path = output.source
             local = folder / str(index)
-            limits = _WORKDIR_LIMITS if workdir and path == root else _OUTPUT_LIMITS
+            # The work directory keeps the links within it, as programs installed there need them.
+            whole = _is_below(root, path) and (workdir or package.verifier.separate)
+            limits = _WORKDIR_LIMITS if whole else _OUTPUT_LIMITS
             try:
                 report = await source.download(path, local, limits=limits)
             except FileNotFoundError:
@@ -126,8 +146,33 @@ async def carry_outputs(
             except TransferLimitError as error:
                 raise InvalidRewardError("no_evidence", f"{path}: {error}") from error
             dropped += [f"{path}: {entry}" for entry in report.dropped]
+            await asyncio.to_thread(_exclude, local, output)
             await target.upload(local, path, owner=package.verifier.user, clear=True)
     return Carried(tuple(absent), tuple(dropped))
+
+
+def _outputs(root: str, package: TaskPackage) -> list[Artifact]:
+    """What crosses besides the work directory: absolute paths, none twice, none in another."""
+    wanted = [Artifact(path) for path in package.outputs]
+    if package.verifier.separate:
+        wanted += [*package.artifacts, Artifact(ARTIFACTS_DIR)]
+    found: list[Artifact] = []
+    for artifact in wanted:
+        path = posixpath.normpath(posixpath.join(root, artifact.source))
+        if not any(_is_below(path, other.source) for other in found):
+            found.append(msgspec.structs.replace(artifact, source=path))
+    return found
+
+
+def _exclude(local: Path, artifact: Artifact) -> None:
+    if not artifact.exclude or not local.is_dir():
+        return
+    for path in sorted(local.rglob("*"), reverse=True):
+        if artifact.leaves_out(path.relative_to(local).as_posix()):
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()  # Everything below it is left out too, and came first.
+            else:
+                path.unlink()
 
 
 @asynccontextmanager
@@ -150,12 +195,25 @@ def _verifier_spec(
     """
     can = provider.capabilities()
     network = package.verifier.network or NetworkPolicy()
+    own = package.verifier.sandbox
+    base = sandbox.spec
+    if own is not None and has_own_image(package):
+        base = own
+    elif own is not None:
+        base = msgspec.structs.replace(base, limits=own.limits, workdir=own.workdir)
+    lacking = [
+        name
+        for name in base.limits.__struct_fields__
+        if getattr(base.limits, name) is not None and name not in can.limits
+    ]
     return msgspec.structs.replace(
-        sandbox.spec,
+        base,
         user=None,
-        env=package.sandbox.env,
+        env=package.sandbox.env if own is None else own.env,
+        limits=msgspec.structs.replace(base.limits, **dict.fromkeys(lacking)),
         network=sandbox.spec.network if can.isolation == "none" else network,
         lockdown=can.lockdown,
+        labels=sandbox.spec.labels,
     )
 
 

@@ -1,0 +1,62 @@
+"""What a task demands of an agent and of a sandbox, checked before anything starts."""
+
+from __future__ import annotations
+
+from ramify.contracts.agent import Agent
+from ramify.contracts.config import SkillMode
+from ramify.contracts.errors import UnsupportedError
+from ramify.contracts.sandbox import Capabilities, SandboxSpec
+from ramify.contracts.task import Task
+
+
+def check_agent(task: Task, agent: Agent, mode: SkillMode) -> None:
+    """Raise UnsupportedError when a task offers what the agent cannot take up."""
+    package, can = task.package, agent.capabilities()
+    if package is None:
+        return
+    if package.mcp_servers and not can.mcp:
+        names = ", ".join(server.name for server in package.mcp_servers)
+        raise UnsupportedError(
+            f"{task.task_id} offers MCP servers ({names}), which the agent `{agent.name}` cannot "
+            "use; choose another agent"
+        )
+    if package.skills_dir is not None and mode is not SkillMode.NO_SKILL and not can.skills:
+        raise UnsupportedError(
+            f"{task.task_id} offers skills, which the agent `{agent.name}` cannot use; choose "
+            f"another agent, or the skill mode `{SkillMode.NO_SKILL}`"
+        )
+    if len(package.steps) > 1 and not can.multi_prompt:
+        raise UnsupportedError(
+            f"{task.task_id} has {len(package.steps)} steps, and the agent `{agent.name}` takes "
+            "only one prompt; choose another agent"
+        )
+
+
+def check_verifiers(task: Task, provider: str, can: Capabilities) -> None:
+    """Raise UnsupportedError when a separate verifier cannot be made on this provider."""
+    package = task.package
+    if package is None:
+        return
+    for settings in (package.verifier, *(step.verifier for step in package.steps)):
+        if settings.sandbox is not None:
+            _check_root(task, settings.sandbox, provider, can)
+        network = settings.network
+        if network is not None and can.isolation != "none" and network.mode not in can.network:
+            raise UnsupportedError(
+                f"the verifier of {task.task_id} asks for network `{network.mode}`, which "
+                f"`{provider}` does not offer here"
+            )
+
+
+def _check_root(task: Task, spec: SandboxSpec, provider: str, can: Capabilities) -> None:
+    lacking = {
+        "is built from a Dockerfile": spec.build is not None and not can.builds,
+        f"needs the image {spec.image}": spec.image is not None and not can.images,
+        "is a Compose project": spec.compose is not None and not can.compose,
+    }
+    for what, lacks in lacking.items():
+        if lacks:
+            raise UnsupportedError(
+                f"the verifier of {task.task_id} {what}, which `{provider}` cannot do; "
+                "use --sandbox docker"
+            )
