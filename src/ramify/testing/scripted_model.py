@@ -14,6 +14,7 @@ same answer again.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -191,6 +192,7 @@ class ScriptedModel:
         self.calls.append(tuple(messages))
         self.params.append(params)
         failure = self._failures.pop(0) if self._failures else None
+        await asyncio.sleep(0)  # a model takes its time: others get theirs, and can cancel this
         if failure is not None:
             raise failure
         reply = await next_reply(self._script, messages)
