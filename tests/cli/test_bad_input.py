@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import pytest
 from command_line import CommandLine, make_task, program
 
 BARE = ("--sandbox", "bare")
-MAPPED = shutil.which("unshare")
 
 
 WRONG: list[tuple[list[str], str]] = [
@@ -143,6 +142,19 @@ def test_a_directory_of_another_configuration(ramify: CommandLine, tasks: Path) 
     said = ramify("run", tasks, *BARE, "--out", tasks)
     assert said.code == 2
     assert "not a job directory" in said.complaint
+
+
+def test_a_directory_in_use(ramify: CommandLine, tasks: Path) -> None:
+    assert ramify("run", tasks, *BARE, "--out", "job").code == 0
+    holder = os.open("job/lock", os.O_RDWR)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        said = ramify("run", tasks, *BARE, "--out", "job")
+    finally:
+        os.close(holder)
+    assert said.code == 2
+    assert "job is open in process" in said.complaint
+    assert ramify("run", tasks, *BARE, "--out", "job").code == 0
 
 
 FULL = """

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import msgspec
 import pytest
-from command_line import CommandLine, make_task
+from command_line import CommandLine, make_task, program
 from rich.console import Console
 
 from ramify.cli.present import error_lines, results_table, summary_lines
@@ -120,6 +125,34 @@ def test_plain_lines_off_a_terminal(ramify: CommandLine, tasks: Path) -> None:
     said = ramify("run", tasks, *BARE)
     assert "\x1b" not in said.out + said.err
     assert any(line.startswith("[1/2] tasks:") for line in said.out.splitlines())
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_on_a_terminal(tasks: Path, tmp_path: Path, columns: int) -> None:
+    """A live view while it runs, a table that fits afterwards."""
+    (tasks / "beta" / "solution" / "solve.sh").write_text("sleep 1\necho 42 > answer.txt\n")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (30, columns))
+    command = program("run", tasks, *BARE, "--out", "job")
+    env = {**os.environ, "TERM": "xterm-256color"}
+    running = subprocess.Popen(command, stdout=theirs, stderr=theirs, cwd=tmp_path, env=env)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # this is how a terminal says that nobody is there any more
+        while data := os.read(ours, 65536):
+            shown += data
+    os.close(ours)
+    text = shown.decode()
+    assert running.wait(30) == 0, text
+    assert "Traceback" not in text
+    assert "execute" in text, "what runs is shown while it runs"
+    assert "\x1b[" in text
+    table = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).splitlines()
+    assert [line.split()[:3] for line in table if line.startswith("tasks:")] == [
+        ["tasks:alpha", "scored", "1.0"],
+        ["tasks:beta", "scored", "1.0"],
+    ]
+    assert max(len(line) for line in table if line.startswith("tasks:")) <= columns
 
 
 def test_flags_have_variables(
