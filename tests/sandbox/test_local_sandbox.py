@@ -383,3 +383,17 @@ async def test_unprivileged_user_gets_a_rootless_sandbox(tmp_path: Path) -> None
     assert lines[2] == "new"
     assert lines[3] in ("0", "126")  # 126: only root exists in a map of one id
     assert lines[4] == "[]"
+
+
+async def test_the_engines_environment_stays_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, namespaces_available: None
+) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "sk-secret")
+    provider = LocalProvider(tmp_path / "home")
+    await provider.create(HOST)
+    mine = [pid for pid, (parent, _) in process_table().items() if parent == os.getpid()]
+    below = [pid for pid, (parent, _) in process_table().items() if parent in mine]
+    assert below
+    for pid in (*mine, *below):
+        assert b"sk-secret" not in Path(f"/proc/{pid}/environ").read_bytes()  # noqa: ASYNC240
+    await provider.aclose()

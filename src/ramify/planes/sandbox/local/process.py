@@ -176,6 +176,11 @@ class Spawner:
             await asyncio.to_thread(self._process.wait)
 
 
+def _plain_environment() -> dict[str, str]:
+    """What an interpreter needs to run. The engine's secrets have no business near a sandbox."""
+    return {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+
+
 def _popen(place: Path, mode: str, fd: int, lock: int) -> subprocess.Popen[bytes]:
     program = _program("spawner", str(fd), str(place), mode, str(os.getpid()))
     try:
@@ -186,6 +191,7 @@ def _popen(place: Path, mode: str, fd: int, lock: int) -> subprocess.Popen[bytes
             pass_fds=(fd, lock, program),
             start_new_session=True,
             cwd=place,
+            env=_plain_environment(),
         )
     finally:
         os.close(program)

@@ -25,6 +25,7 @@ from ramify.planes.sandbox.local.demands import demanded_limits
 from ramify.planes.sandbox.local.disk import DiskWatch
 from ramify.planes.sandbox.local.ground import Ground, Masks, break_ground, host_image
 from ramify.planes.sandbox.local.images import LocalImages
+from ramify.planes.sandbox.local.mirrors import with_mirrors
 from ramify.planes.sandbox.local.nursery import Nursery
 from ramify.planes.sandbox.local.probe import Machine, Mode
 from ramify.planes.sandbox.local.process import probe
@@ -42,6 +43,9 @@ class LocalProvider:
 
     Its mode is chosen by `probe`: `userns` (root, with a user namespace and id-mapped layers),
     `rootless`, or `plain` (root without a user namespace: weaker, capabilities are dropped).
+
+    What `open` sandboxes reach goes through a proxy to public addresses; RAMIFY_MIRRORS
+    (`host:port,...`) names package mirrors with private ones.
 
     Args:
         home: the directory for images and running sandboxes; not on an overlay file system.
@@ -157,7 +161,7 @@ class LocalProvider:
         self._sandboxes[name] = sandbox
         if spec.network.mode is not NetworkMode.NONE:
             try:
-                await sandbox.serve_in(_PROXY_PORT, EgressProxy(spec.network).handle)
+                await sandbox.serve_in(_PROXY_PORT, EgressProxy(with_mirrors(spec.network)).handle)
             except BaseException:
                 await sandbox.teardown()
                 raise

@@ -28,6 +28,7 @@ from ramify.planes.sandbox.packer import Limits, pack
 from ramify.planes.sandbox.processes import kill_below, send_signal
 from ramify.planes.sandbox.unpacker import unpack
 
+_ROOT = ("root", "0", "root:root", "0:0")
 _OOM_SCORE_ADJ = 500  # the kernel takes commands before their supervisor
 
 
@@ -131,10 +132,13 @@ class _Supervisor:
             limits.append((resource.RLIMIT_NPROC, self._duties.process_limit))
         if self._duties.file_limit is not None:
             limits.append((resource.RLIMIT_FSIZE, self._duties.file_limit))
+        user: str | None = message["user"]
+        if self._duties.is_init and user in _ROOT:
+            user = None  # that is who we are, and starting it so is much cheaper
         command = Command(
             message["argv"],
             streams,
-            message["user"],
+            user,
             message["cwd"],
             message["env"],
             bool(size),
