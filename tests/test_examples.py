@@ -17,6 +17,7 @@ SAYS = {
     "05_own_agent": "2 scored, mean reward 0.0",
     "06_engine": "50 results taken",
     "07_trees": "roles ['assistant', 'tool']",
+    "08_chat_agent": "reward 1.0 after 3 model calls",
 }
 
 

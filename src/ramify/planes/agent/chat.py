@@ -78,7 +78,6 @@ class ChatAgent:
         if self._system:
             system = self._system.replace("{workdir}", ctx.workdir)
             opening.append(Message("system", system))
-            await ctx.recorder.prompt((*opening, Message("user", ctx.task.instruction)))
         tools = sandbox_tools()
         box = Box(sandbox, agent_user(ctx), ctx.workdir, self._bash_timeout_sec, self._output_limit)
         transcript = Transcript(ctx, role)
@@ -117,6 +116,9 @@ class _Loop:
     async def turn(self, text: str, index: int) -> StopReason:
         """Work on one prompt until the policy answers without a tool call, or a limit binds."""
         self.conversation.add(Message("user", text))
+        if index == 0 and len(self.conversation.messages) > 1:
+            # The rollout recorded an opening without the system message.
+            await self.ctx.recorder.prompt(tuple(self.conversation.messages))
         start = self.ctx.clock.monotonic()
         before = self.working_sec
         try:
