@@ -28,6 +28,7 @@ from ramify.planes.sandbox.docker import DockerProvider
 from ramify.planes.sandbox.local import LocalProvider
 
 EXECS = 10
+SETTLE_SEC = 0.5  # so that what one variant still does in the background is not the next one's cost
 SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
 
 
@@ -143,9 +144,12 @@ async def measure(rounds: int, image: str) -> Times:
             for number in range(rounds + 1):
                 if number == 1:
                     times.all.clear()  # the first round warms everything up
+                await asyncio.sleep(SETTLE_SEC)
                 await provider_round(times, "local", local, SandboxSpec(host_root=True))
                 if engine is not None and docker is not None:
+                    await asyncio.sleep(SETTLE_SEC)
                     await engine_round(times, engine)
+                    await asyncio.sleep(SETTLE_SEC)
                     await provider_round(times, "docker provider", docker, SandboxSpec(image=image))
         finally:
             await local.aclose()
