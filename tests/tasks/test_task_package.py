@@ -256,13 +256,6 @@ def test_files_that_are_not_served_yet_are_refused_by_name(
         directory.read()
 
 
-@pytest.mark.parametrize(("name", "format_"), [("task.yaml", "legacy"), ("task.md", "task.md")])
-def test_other_formats_are_refused_by_name(tmp_path: Path, name: str, format_: str) -> None:
-    (tmp_path / name).write_text("x")
-    with pytest.raises(UnsupportedError, match=f"{name}: .*{format_}.* not supported yet"):
-        read_task(tmp_path, "set:item")
-
-
 def test_empty_values_of_fields_not_served_yet_do_not_matter(directory: Directory) -> None:
     directory.toml(
         "steps = []\n[verifier]\ncollect = []\nenvironment_mode = 'shared'\n"

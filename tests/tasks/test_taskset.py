@@ -53,7 +53,7 @@ def test_an_unknown_task_is_named_with_the_nearest(collection: Path) -> None:
 def test_tasks_are_read_when_they_are_reached(collection: Path) -> None:
     (collection / "alpha" / "task.toml").write_text("[")
     (collection / "old").mkdir()
-    (collection / "old" / "task.yaml").write_text("x")
+    (collection / "old" / "task.yaml").write_text("instruction: x\nrun_tests_in_same_shell: true")
     taskset = load_taskset(collection)
     assert len(taskset) == 5
     assert taskset.get_task("zeta").input.startswith("The work directory")

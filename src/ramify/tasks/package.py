@@ -24,7 +24,15 @@ from ramify.contracts.task import (
 )
 from ramify.tasks.digest import package_digest
 from ramify.tasks.fields import Fields, healthcheck, user_name
-from ramify.tasks.schema import RamifyTable, StepTable, TaskToml, parse_task_toml
+from ramify.tasks.legacy import read_legacy_task
+from ramify.tasks.schema import (
+    RamifyTable,
+    StepTable,
+    TaskToml,
+    check_task_toml,
+    parse_task_toml,
+)
+from ramify.tasks.taskmd import read_task_md
 from ramify.tasks.texts import read_instruction
 from ramify.tasks.worlds import Layout, Worlds
 
@@ -34,12 +42,12 @@ _FOREIGN_FILES: Mapping[str, str] = {
 }
 """Files of the format that ask for something not served yet."""
 
-_LEGACY = {"task.yaml": "the legacy Terminal-Bench format", "task.md": "the task.md format"}
+_BENCHFLOW = Layout(tests="verifier", solution="oracle")
 _PORTABLE = re.compile(r"[^<>:\"/\\|?*\x00-\x1f\x7f]{1,255}")
 
 
 def read_task(path: Path, task_id: str, environ: Mapping[str, str] | None = None) -> Task:
-    """Read one task directory.
+    """Read one task directory, whatever its format: Harbor's, Terminal-Bench's or BenchFlow's.
 
     `${VAR}` and `${VAR:-default}` as the whole value of an `env` entry are taken from `environ`
     (default: this process's environment). The Task's `input` is instruction.md; `metadata` is
@@ -55,13 +63,21 @@ def read_task(path: Path, task_id: str, environ: Mapping[str, str] | None = None
     """
     root = path.resolve()
     _refuse_foreign(root)
+    if not (root / "task.toml").is_file():
+        if (root / "task.yaml").is_file():
+            return read_legacy_task(root, task_id)
+        if (root / "task.md").is_file():
+            raw, said = read_task_md(root / "task.md")
+            file = str(root / "task.md")
+            table = check_task_toml(raw, file)
+            return _task(task_id, root, file, table, said, environ, _BENCHFLOW)
     table = parse_task_toml(root / "task.toml")
     prompt = None if table.steps else read_instruction(root / "instruction.md")
     file = str(root / "task.toml")
-    return make_task(task_id, root, file, table, prompt, environ)
+    return _task(task_id, root, file, table, prompt, environ)
 
 
-def make_task(
+def _task(
     task_id: str,
     root: Path,
     file: str,
@@ -94,8 +110,9 @@ def make_task(
 
 
 def is_task_dir(path: Path) -> bool:
-    """Whether a directory is meant as a task (also in a format that is refused by name)."""
-    return any((path / name).is_file() for name in ("task.toml", "instruction.md", *_LEGACY))
+    """Whether a directory is meant as a task, in any of the formats."""
+    names = ("task.toml", "instruction.md", "task.yaml", "task.md")
+    return any((path / name).is_file() for name in names)
 
 
 class _Reader:
@@ -254,10 +271,6 @@ class _Reader:
 def _refuse_foreign(root: Path) -> None:
     if not root.is_dir():
         raise ConfigError("is not a directory; give a task directory", file=str(root))
-    if not (root / "task.toml").is_file():
-        for name, what in _LEGACY.items():
-            if (root / name).is_file():
-                raise UnsupportedError(f"{root / name}: {what} is not supported yet")
     for name, what in _FOREIGN_FILES.items():
         if (root / name).exists():
             raise UnsupportedError(f"{root / name}: {what} are not supported yet")

@@ -69,9 +69,7 @@ def _copy(source: Path, target: Path, skills: set[Path]) -> None:
         place = Path(folder)
         if not any(place == skill or skill in place.parents for skill in skills):
             return set()
-        return {
-            name for name in names if not (place / name).is_dir() or (place / name).is_symlink()
-        }
+        return {name for name in names if not _is_directory(place / name)}
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".copying-") as scratch:
