@@ -111,15 +111,19 @@ FAULTS = {
         {"always": Fault("status", 429, {"Retry-After": "0"})}, 3, "HTTP 429: scripted", None,
     ),
     "always 500": ({"always": Fault("status", 500)}, 3, "HTTP 500: scripted failure", None),
-    "always cut": ({"always": Fault("cut")}, 3, "cannot be reached, or hung up", None),
+    "always cut": ({"always": Fault("cut")}, 3, "ended in the middle of the answer (tried 2", None),
     "always malformed": ({"always": Fault("malformed")}, 3, "malformed JSON", None),
     "always stalled": ({"always": Fault("stall", seconds=9)}, 3, "no answer within 0.3 s", None),
-    "context": ({"context": 50}, 0, "limit=context", 0.0),
+    "context": ({"context": 50}, 0, "limit     context ended 1 of the agents", 0.0),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", FAULTS)
-@pytest.mark.parametrize("stream", ["true", "false"])
+STREAMED = ("cut once, then fine", "always cut", "always malformed", "context")
+
+
+@pytest.mark.parametrize(
+    ("case", "stream"), [*((case, "false") for case in FAULTS), *((c, "true") for c in STREAMED)]
+)
 async def test_each_failure_ends_with_one_clear_line(
     case: str, stream: str, tmp_path: Path
 ) -> None:

@@ -139,7 +139,8 @@ async def test_retry_after_is_honoured_within_reason(header, least, most):
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        (Fault("cut"), "hung up"),
+        (Fault("cut"), "in the middle of the answer"),
+        (Fault("reset"), "the connection failed: "),
         (Fault("malformed"), "malformed JSON"),
         (Fault("status", 503, body="<html>Oops</html>"), "HTTP 503: Service Unavailable"),
         (Fault("status", 418), "HTTP 418: scripted failure"),

@@ -31,12 +31,15 @@ class Progress:
         console: where it prints.
         live: redraw in place (a terminal), or print a line per finished rollout.
         job: set when the job is open; gives counts and the binding limit.
+        limits: limit → what was said about it in each rollout whose agent it ended.
     """
 
     console: Console
     live: bool
     job: Job | None = None
     running: dict[str, tuple[Phase, float]] = field(default_factory=dict[str, tuple[Phase, float]])
+
+    limits: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
     def emit(self, event: AnyEvent) -> None:
         """Note what a rollout is doing. Draws nothing: the view does, at its own pace."""
@@ -52,6 +55,8 @@ class Progress:
             case LogEvent(rollout_id="", level="warning"):
                 facts = ", ".join(f"{key} {_plain(value)}" for key, value in event.fields.items())
                 self.console.print(f"warning: {event.message} ({facts})", soft_wrap=True)
+            case LogEvent(fields={"limit": str(limit), "detail": str(detail)}):
+                self.limits.setdefault(limit, []).append(detail)
             case OutcomeEvent():
                 self.running.pop(event.rollout_id, None)
             case _:

@@ -146,16 +146,22 @@ async def _run(
     if as_json:
         _print_json({"summary": summary, "path": str(path)})
     else:
-        _print_report(results, summary, path)
+        _print_report(results, summary, progress.limits, path)
     return _exit_code(summary, cancel, least)
 
 
-def _print_report(results: list[RolloutResult], summary: JobSummary, path: Path) -> None:
+def _print_report(
+    results: list[RolloutResult], summary: JobSummary, limits: dict[str, list[str]], path: Path
+) -> None:
     out = console()
     out.print()
     out.print(results_table(results, out.width))
     out.print()
-    for line in [*error_lines(results), *summary_lines(summary)]:
+    bound = [
+        f"limit     {name} ended {len(told)} of the agents ({told[0][:300]})"
+        for name, told in sorted(limits.items())
+    ]
+    for line in [*error_lines(results), *bound, *summary_lines(summary)]:
         out.print(line, soft_wrap=True)
     out.print(f"run       {path}", soft_wrap=True)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -188,12 +189,14 @@ async def _sent(
         case Fault(kind="cut"):
             await response.write(data[: len(data) // 2])
             _hang_up(request)
+            return response
         case Fault(kind="malformed"):
             await response.write(data.replace(b'"choices"', b'"choi'))
         case Fault(kind="drip", seconds=seconds):
-            for place in range(len(data)):
-                await response.write(data[place : place + 1])
-                await asyncio.sleep(seconds)
+            with suppress(ConnectionError):  # nobody waits for an answer that drips
+                for place in range(len(data)):
+                    await response.write(data[place : place + 1])
+                    await asyncio.sleep(seconds)
         case _:
             for part in parts:
                 await response.write(part)

@@ -202,9 +202,13 @@ class OpenAIModel:
         except aiohttp.ClientConnectorCertificateError as error:
             text = f"{self._where}: its certificate is not valid: {error.certificate_error}"
             raise RequestError(ModelRefusedError(self._clean(text)), again=False) from None
+        except aiohttp.ClientConnectorError as error:
+            raise self._broken(f"cannot be reached: {error.os_error.strerror or error}") from error
+        except aiohttp.ClientPayloadError as error:
+            raise self._broken("the connection ended in the middle of the answer") from error
         except (aiohttp.ClientError, OSError) as error:
             why = str(error) or type(error).__name__
-            raise self._broken(f"cannot be reached, or hung up: {why}") from error
+            raise self._broken(f"the connection failed: {why}") from error
 
     async def _exchange(self, body: bytes) -> Completion:
         first_byte = asyncio.timeout(self._deadlines.first_byte)
