@@ -110,8 +110,11 @@ def _attempt(argv: Sequence[str], env: dict[str, str], act: Callable[[str], int]
     places = [""] if "/" in name else [p or "." for p in env.get("PATH", DEFAULT_PATH).split(":")]
     denied = None
     for place in places:
+        path = os.path.join(place, name) if place else name
+        if place and not os.path.lexists(path):  # much cheaper than a process that finds it out
+            continue
         try:
-            return act(os.path.join(place, name) if place else name)
+            return act(path)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 denied = error
