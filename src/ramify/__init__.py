@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ramify.kernel.tree import Tree as Tree
     from ramify.tasks.dataset import from_dataset as from_dataset
     from ramify.tasks.dataset import to_dataset as to_dataset
+    from ramify.tasks.registry import HarborTaskset as HarborTaskset
     from ramify.tasks.taskset import MemoryTaskset as MemoryTaskset
     from ramify.tasks.taskset import load_taskset as load_taskset
 
@@ -73,6 +74,7 @@ _MODULES = {
     "kernel.trajectory": ("Trajectory",),
     "kernel.tree": ("Tree",),
     "tasks.dataset": ("from_dataset", "to_dataset"),
+    "tasks.registry": ("HarborTaskset",),
     "tasks.taskset": ("MemoryTaskset", "load_taskset"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

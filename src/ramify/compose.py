@@ -66,6 +66,7 @@ TABLE: Mapping[str, Mapping[str, str]] = {
     },
     "tasksets": {
         "directory": "ramify.tasks.taskset:load_taskset",
+        "harbor": "ramify.tasks.registry:HarborTaskset",
     },
 }
 """Kind → name → import path. Entry points of the group `ramify.<kind>` join it."""
