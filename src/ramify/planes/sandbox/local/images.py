@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import struct
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -75,12 +76,9 @@ class LocalImages:
     async def _find(self, name: str) -> SandboxImage:
         found = await _settled(lambda: self._store.resolve(name))
         if found is None:
-            await self._require_daemon(
-                f"no image {name!r} in {self._store.root}",
-                f"docker save {name} -o image.tar, then: ramify images import image.tar",
-            )
-            image = await self._daemon.prepare(SandboxSpec(image=name))
-            return await self._take(image.id, name)
+            problem = f"no image {name!r} in {self._store.root}"
+            remedy = f"docker save {name} -o image.tar, then: ramify images import image.tar"
+            return await self._make(SandboxSpec(image=name), name, problem, remedy)
         # One that a person imported under this name means what that person chose.
         if "@" in name or not await _settled(lambda: is_marked(self._store.root, found.id)):
             return found
@@ -117,38 +115,39 @@ class LocalImages:
 
     async def _build(self, build: BuildSpec, name: str) -> SandboxImage:
         where = f"{build.context}/{build.dockerfile}"
-        await self._require_daemon(
-            f"{where} was not built yet",
+        remedy = (
             f"docker build -t {name} -f {where} {build.context} && docker save {name} -o image.tar,"
-            " then: ramify images import image.tar",
+            " then: ramify images import image.tar"
         )
-        image = await self._daemon.prepare(SandboxSpec(build=build))
-        return await self._take(image.id, name)
+        return await self._make(
+            SandboxSpec(build=build), name, f"{where} was not built yet", remedy
+        )
 
-    async def _require_daemon(self, problem: str, remedy: str) -> None:
-        try:
-            await self._client.connect()
-        except (SandboxStartError, ConfigError) as error:
-            raise ConfigError(
-                f"{problem}, and a Docker daemon is needed once to make it ({error}); or where"
-                f" there is one: {remedy}",
-                field="image",
-            ) from error
+    async def _make(self, spec: SandboxSpec, name: str, problem: str, remedy: str) -> SandboxImage:
+        """Let the daemon pull or build an image, and import it as `name`."""
+        async with _turn(self._store.root, name):
+            found = await _settled(lambda: self._store.resolve(name))
+            if found is not None:  # another engine was faster
+                return found
+            try:
+                await self._client.connect()
+            except (SandboxStartError, ConfigError) as error:
+                raise ConfigError(
+                    f"{problem}, and a Docker daemon is needed once to make it ({error}); or where"
+                    f" there is one: {remedy}",
+                    field="image",
+                ) from error
+            return await self._take((await self._daemon.prepare(spec)).id, name)
 
     async def _take(self, docker_id: str, name: str) -> SandboxImage:
         """The image of that id at the daemon, under `name`; imported if it is not here yet."""
         mark = MARK + docker_id.removeprefix("sha256:")
-        try:
-            async with asyncio.timeout(_IMPORT_SEC), _turn(self._store.root / "import.lock"):
-                found = await _settled(lambda: self._store.resolve(mark))
-                if found is None:
-                    return await self._import(docker_id, (name, mark))
-        except TimeoutError as error:
-            raise SandboxStartError(
-                f"importing the image {name} took longer than {_IMPORT_SEC:.0f} s"
-            ) from error
-        await _settled(lambda: self._store.tag(name, found.id))
-        return found
+        async with _turn(self._store.root, mark):
+            found = await _settled(lambda: self._store.resolve(mark))
+            if found is None:
+                return await self._import(docker_id, (name, mark))
+            await _settled(lambda: self._store.tag(name, found.id))
+            return found
 
     async def _import(self, docker_id: str, names: tuple[str, str]) -> SandboxImage:
         what = f"hand out the image {names[0]}"
@@ -215,15 +214,21 @@ async def _settled(work: Callable[[], _T]) -> _T:
 
 
 @asynccontextmanager
-async def _turn(lock: Path) -> AsyncGenerator[None]:
-    """One import into a store at a time, among the tasks of all engines."""
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+async def _turn(root: Path, what: str) -> AsyncGenerator[None]:
+    """One at a time for a thing, among the tasks of all engines of a store.
+
+    Each thing is a byte of one file (two that share one by chance wait for each other). The lock
+    is the open file's, so it ends with its engine. Whoever holds it has deadlines of its own.
+    """
+    fd = os.open(root / "turns", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    place = int.from_bytes(hashlib.sha256(what.encode()).digest()[:7])
+    lock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0)  # struct flock
     try:
         while True:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
                 break
-            except BlockingIOError:
+            except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: it is held
                 await asyncio.sleep(_POLL_SEC)
         yield
     finally:
