@@ -186,6 +186,8 @@ async def test_the_sandbox_tools(box: Box):
     assert long.endswith("999999\n1000000\n")
     assert "characters left out" in long
     assert "Error: " in await use("bash", command="ls", timeout_sec=0)
+    assert "longer than 60000 bytes" in await use("bash", command="x" * 60_001)
+    assert "60001 bytes" in await use("write", path="big", content="x" * 60_001)
     fifo = await use("bash", command="mkfifo f; ln -s /dev/zero z; echo ok")
     assert fifo == "ok\n"
     assert await use("read", path="f") == "Error: f: not a regular file"

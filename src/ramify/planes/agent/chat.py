@@ -116,9 +116,10 @@ class _Loop:
     async def turn(self, text: str, index: int) -> StopReason:
         """Work on one prompt until the policy answers without a tool call, or a limit binds."""
         self.conversation.add(Message("user", text))
-        if index == 0 and len(self.conversation.messages) > 1:
+        opening = tuple(self.conversation.messages)
+        if index == 0 and opening != (Message("user", self.ctx.task.instruction),):
             # The rollout recorded an opening without the system message.
-            await self.ctx.recorder.prompt(tuple(self.conversation.messages))
+            await self.ctx.recorder.prompt(opening)
         start = self.ctx.clock.monotonic()
         before = self.working_sec
         try:

@@ -19,6 +19,8 @@ from ramify.planes.agent.tools import Tool, ToolError, clipped
 _ENV: Mapping[str, str] = {"TERM": "dumb", "PAGER": "cat", "GIT_PAGER": "cat"}
 _FILE_SEC = 30.0
 _MAX_EDIT = 4 * MIB
+_MAX_COMMAND = 60_000
+"""Bytes of a command line; sandboxes take little more."""
 
 # A path as the provider that does not isolate has it: absolute ones below its own root.
 _PATH = 'case "$1" in "$RAMIFY_ROOT"/*) f=$1;; /*) f=$RAMIFY_ROOT$1;; *) f=./$1;; esac; '
@@ -88,6 +90,10 @@ async def bash(command: str, box: Box, timeout_sec: _Seconds | None = None) -> s
     """
     if "\0" in command:
         raise ToolError("a command holds no NUL characters")
+    if len(command.encode()) > _MAX_COMMAND:
+        raise ToolError(
+            f"the command is longer than {_MAX_COMMAND} bytes; write its data to a file first"
+        )
     seconds = min(timeout_sec or box.timeout_sec, 10 * box.timeout_sec)
     result = await box.sandbox.exec(
         f"exec 2>&1; {shell_line(['bash', '-c', command])}",
