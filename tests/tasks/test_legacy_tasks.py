@@ -95,7 +95,6 @@ def test_a_service_that_asks_for_more_stays_a_compose_project(legacy: Legacy) ->
     spec = legacy.write("docker-compose.yaml", COMPOSE + "    cap_add: [X]\n").package().sandbox
     assert spec.compose is not None
     assert (spec.compose.main, spec.build) == ("client", None)
-    assert spec.compose.env["T_BENCH_TEST_DIR"] == "/tests"
 
 
 def test_several_services_are_a_compose_project(legacy: Legacy) -> None:

@@ -31,7 +31,7 @@ _VARIABLES: Mapping[str, str] = {
     "T_BENCH_TASK_LOGS_PATH": "t-bench-logs",
     "T_BENCH_TASK_AGENT_LOGS_PATH": "t-bench-agent-logs",
 }
-"""What Terminal-Bench provides. Its host directories for logs are named volumes here."""
+"""What Terminal-Bench provides; its host directories for logs only have to be recognised."""
 
 _IDLE = frozenset(
     {
@@ -78,7 +78,7 @@ def legacy_sandbox(file: Path) -> SandboxSpec:
         name = "client"
     client = _interpolated(_table(services[name]))
     return SandboxSpec(
-        compose=ComposeSpec(str(file), name, dict(_VARIABLES)),
+        compose=ComposeSpec(str(file), name),
         workdir=_workdir(client),
         network=NetworkPolicy(NetworkMode.OPEN),
     )

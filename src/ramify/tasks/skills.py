@@ -36,11 +36,7 @@ def without_skills(task: Task, home: Path) -> Task:
         spec = msgspec.structs.replace(spec, build=build)
     elif spec.compose is not None:
         file = copy / Path(spec.compose.file).name
-        env = {
-            name: str(copy) if value == str(source) else value
-            for name, value in spec.compose.env.items()
-        }
-        compose = msgspec.structs.replace(spec.compose, file=str(file), env=env)
+        compose = msgspec.structs.replace(spec.compose, file=str(file))
         spec = msgspec.structs.replace(spec, compose=compose)
     return msgspec.structs.replace(task, package=msgspec.structs.replace(package, sandbox=spec))
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 
 from ramify.contracts.errors import ConfigError
-from ramify.contracts.inside import ARTIFACTS_DIR, TESTS_DIR, VERIFIER_LOGS_DIR
 from ramify.contracts.sandbox import BuildSpec, ComposeSpec, NetworkPolicy, SandboxSpec
 from ramify.contracts.task import TaskStep, VerifierSettings
 from ramify.tasks.dockerfile import workdir_of_dockerfile
@@ -88,7 +87,7 @@ class Worlds:
         build: BuildSpec | None = None
         services: ComposeSpec | None = None
         if compose is not None:
-            services = ComposeSpec(str(compose), "main", {**_variables(table, folder), **env})
+            services = ComposeSpec(str(compose), "main", {**_variables(table), **env})
         elif table.docker_image is None and dockerfile.is_file():
             build = BuildSpec(context=str(folder), timeout_sec=table.build_timeout_sec)
         elif table.docker_image is None:
@@ -223,18 +222,13 @@ def compose_file(folder: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _variables(table: EnvironmentTable, folder: Path) -> dict[str, str]:
-    """What Harbor's Compose files may name."""
+def _variables(table: EnvironmentTable) -> dict[str, str]:
+    """What Harbor's Compose files may name and only the task knows."""
     named = {
-        "CONTEXT_DIR": str(folder),
         "MAIN_IMAGE_NAME": table.docker_image or "",
         "PREBUILT_IMAGE_NAME": table.docker_image or "",
         "CPUS": "" if table.cpus is None else f"{table.cpus:g}",
         "MEMORY": "" if table.memory_mb is None else f"{table.memory_mb}M",
-        "TEST_DIR": TESTS_DIR,
-        "ENV_AGENT_LOGS_PATH": "/logs/agent",
-        "ENV_VERIFIER_LOGS_PATH": VERIFIER_LOGS_DIR,
-        "ENV_ARTIFACTS_PATH": ARTIFACTS_DIR,
     }
     return {key: value for key, value in named.items() if value}
 
