@@ -14,15 +14,18 @@ from ramify.engine.reading import read_results
 
 __all__ = ["witness"]  # a fixture
 
+LOCAL, DOCKER = pytest.mark.namespaces, pytest.mark.docker
 CASES = [
-    pytest.param("local", "spawner", marks=pytest.mark.namespaces),
-    pytest.param("local", "supervisor", marks=pytest.mark.namespaces),
-    pytest.param("docker", "container", marks=pytest.mark.docker),
+    pytest.param("local", "spawner", Phase.EXECUTE, marks=LOCAL),
+    pytest.param("local", "spawner", Phase.VERIFY, marks=LOCAL),
+    pytest.param("local", "supervisor", Phase.EXECUTE, marks=LOCAL),
+    pytest.param("local", "supervisor", Phase.VERIFY, marks=LOCAL),
+    pytest.param("docker", "container", Phase.EXECUTE, marks=DOCKER),
+    pytest.param("docker", "container", Phase.VERIFY, marks=[DOCKER, pytest.mark.proof]),
 ]
 
 
-@pytest.mark.parametrize("phase", [Phase.EXECUTE, Phase.VERIFY])
-@pytest.mark.parametrize(("sandbox", "part"), CASES)
+@pytest.mark.parametrize(("sandbox", "part", "phase"), CASES)
 def test_what_it_took_along_is_tried_again(
     sandbox: str, part: str, phase: Phase, tmp_path: Path, witness: Witness
 ) -> None:
