@@ -169,6 +169,13 @@ async def test_a_cost_limit_without_prices_is_refused(tmp_path):
         await stand.run()
 
 
+async def test_a_token_limit_without_usage_is_refused(tmp_path):
+    reply = Reply(tool_calls=(RUN,), usage=Usage(calls=1))
+    stand = Stand(tmp_path, lambda seen: reply, RolloutConfig(max_tokens=10))
+    with pytest.raises(UsageError, match="set max_turns"):
+        await stand.run()
+
+
 async def test_no_model_is_refused_at_connect(tmp_path):
     stand = Stand(tmp_path, [])
     stand.model = None

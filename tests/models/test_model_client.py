@@ -228,6 +228,20 @@ async def test_a_certificate_that_is_not_valid_is_not_asked_again(monkeypatch):
     await model.aclose()
 
 
+@pytest.mark.parametrize("use", [False, True])
+async def test_the_environments_proxy_is_used_if_asked_for(use, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    async with served(["fine"], {"use_proxy": use, "max_retries": 0}) as (server, model, _):
+        if use:
+            with pytest.raises(ModelError, match="cannot be reached"):
+                await model.sample(ASK)
+        else:
+            await model.sample(ASK)
+    assert len(server.requests) == (not use)
+
+
 async def test_cancelling_ends_the_request_at_once():
     async with served(["x"], always=Fault("stall", seconds=30)) as (_, model, _):
         task = asyncio.create_task(model.sample(ASK))

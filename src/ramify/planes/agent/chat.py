@@ -149,7 +149,9 @@ class _Loop:
             _bound("cost", used.cost_usd, config.max_cost_usd, "dollars")
         tokens = used.input_tokens + used.output_tokens
         if config.max_tokens is not None and used.calls and not tokens:
-            raise UsageError("max_tokens is set, but the endpoint does not say what it used")
+            raise UsageError(
+                "max_tokens is set, but the endpoint does not say how many it used; set max_turns"
+            )
         _bound("tokens", tokens, config.max_tokens, "tokens")
         _bound("turns", used.calls, config.max_turns, "model calls")
         if config.max_context is not None:

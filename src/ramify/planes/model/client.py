@@ -82,6 +82,7 @@ class OpenAIModel:
         max_retries: repeats of a request that failed.
         retry_after_cap_sec: longest wait that an endpoint can ask for.
         max_connections: connections at once.
+        use_proxy: go through the proxy that HTTP_PROXY, HTTPS_PROXY and NO_PROXY name.
         connect_sec, first_byte_sec, idle_sec, total_sec: deadlines of one request.
         max_body_bytes: the largest answer taken.
         input_price, output_price, cached_price: US dollars per million tokens; without them the
@@ -107,6 +108,7 @@ class OpenAIModel:
         max_retries: int = 4,
         retry_after_cap_sec: float = 120.0,
         max_connections: int = 256,
+        use_proxy: bool = False,
         connect_sec: float = 10.0,
         first_byte_sec: float = 600.0,
         idle_sec: float = 120.0,
@@ -145,6 +147,7 @@ class OpenAIModel:
         self._pacing = Pacing(max_retries, retry_after_cap_sec=retry_after_cap_sec)
         self._deadlines = _Deadlines(connect_sec, first_byte_sec, idle_sec, total_sec)
         self._max_connections, self._max_body = max_connections, max_body_bytes
+        self._use_proxy = use_proxy
         self._prices = _checked_prices(input_price, output_price, cached_price)
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
@@ -346,6 +349,7 @@ class OpenAIModel:
                 connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=30),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._deadlines.connect),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=self._use_proxy,
             )
         return self._session
 
