@@ -228,6 +228,14 @@ async def test_a_certificate_that_is_not_valid_is_not_asked_again(monkeypatch):
     await model.aclose()
 
 
+@BOTH
+async def test_one_connection_serves_one_call_after_another(stream):
+    async with served(lambda seen: "x" * 50, {"stream": stream}) as (server, model, _):
+        for _ in range(5):
+            await model.sample(ASK)
+    assert len(server.peers) == 1
+
+
 @pytest.mark.parametrize("use", [False, True])
 async def test_the_environments_proxy_is_used_if_asked_for(use, monkeypatch):
     for name in ("no_proxy", "NO_PROXY"):

@@ -54,6 +54,7 @@ class OpenAIServer:
     Attributes:
         requests: every request's body, in order, refused ones too.
         headers: and its headers.
+        peers: where connections came from.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class OpenAIServer:
         self._api_key, self._context, self._usage, self._piece = api_key, context, usage, piece
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Mapping[str, str]] = []
+        self.peers: set[tuple[str, int]] = set()
         self._runner: web.AppRunner | None = None
         self._port = 0
 
@@ -97,6 +99,8 @@ class OpenAIServer:
         body = msgspec.json.decode(await request.read())
         self.requests.append(body)
         self.headers.append(dict(request.headers))
+        if request.transport is not None:
+            self.peers.add(request.transport.get_extra_info("peername"))
         given = request.headers.get("Authorization", "")
         if self._api_key is not None and given != f"Bearer {self._api_key}":
             text = f"Incorrect API key provided: {given.removeprefix('Bearer ')}"
@@ -200,6 +204,7 @@ async def _sent(
         case _:
             for part in parts:
                 await response.write(part)
+            await asyncio.sleep(0.005)  # the end of the body comes by itself, as it often does
     await response.write_eof()
     return response
 

@@ -7,6 +7,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -36,6 +37,7 @@ from ramify.planes.model.wire import (
 _PUBLIC = "https://api.openai.com/v1"
 _KEY_VARIABLE, _URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 _ERROR_BODY = 64 * 1024
+_LINGER_SEC = 0.25
 _SAID = 300
 """Characters of an endpoint's own words that an error repeats."""
 
@@ -255,7 +257,13 @@ class OpenAIModel:
             return not done
 
         await self._read(response, self._max_body, take)
-        if not done:
+        if done:
+            # The body's end follows at once; a connection that was read to its end is used again.
+            with suppress(TimeoutError, aiohttp.ClientError):
+                async with asyncio.timeout(_LINGER_SEC):
+                    while await response.content.readany():
+                        pass
+        else:
             self._take(events.end(), answer)
         return self._understood(answer, whole=False)
 
