@@ -12,12 +12,16 @@ from pathlib import Path
 import pytest
 from chat_scripts import SCRIPTS, SOLVED
 
+from ramify.contracts.config import RolloutConfig
+from ramify.contracts.events import LogEvent
 from ramify.edges.outbound.verifiers import read_messages
 from ramify.engine.reading import read_events, read_results
+from ramify.envs.plan import RunOptions
+from ramify.envs.run import run
 from ramify.kernel.trajectory import trajectories
 from ramify.kernel.tree import tree_from_events
 from ramify.testing.openai_server import Fault, OpenAIServer
-from ramify.testing.scripted_model import call
+from ramify.testing.scripted_model import ScriptedModel, call
 
 pytestmark = pytest.mark.namespaces
 
@@ -194,3 +198,36 @@ async def test_what_cannot_run_is_refused_before_anything_starts(
     [line] = done.err.splitlines()
     assert says in line
     assert everything(tmp_path) == ""
+
+
+async def test_a_model_of_the_callers_own_is_used_and_left_open(tmp_path: Path) -> None:
+    model = ScriptedModel(SCRIPTS, name="mine/x")
+    options = RunOptions(
+        task_ids=("top-clients",),
+        model=model,
+        out=tmp_path / "job",
+        rollout=RolloutConfig(max_turns=2),
+    )
+    report = await run(EXAMPLES, agent="chat", options=options)
+    [result] = report.results
+    assert (result.reward, result.model, result.steps) == (1.0, "mine/x", 2)
+    assert not model.closed
+    events = read_events(tmp_path / "job", result.rollout_id)
+    [limit] = [event for event in events if isinstance(event, LogEvent)]
+    assert limit.fields["limit"] == "turns"
+
+
+async def test_the_agents_time_is_up_in_the_middle_of_a_tool(tmp_path: Path) -> None:
+    model = ScriptedModel([call("bash", command="echo begun > top.txt; sleep 60")])
+    options = RunOptions(
+        task_ids=("top-clients",),
+        model=model,
+        out=tmp_path / "job",
+        rollout=RolloutConfig(timeout_sec=0.8),
+    )
+    report = await run(EXAMPLES, agent="chat", options=options)
+    [result] = report.results
+    assert (result.outcome, result.reward, result.steps) == ("agent_timeout", 0.0, 1)
+    assert result.usage.calls == 1
+    [path] = trajectories(tree_from_events(read_events(tmp_path / "job", result.rollout_id)))
+    assert path.completion[-1].content == "Error: stopped before it finished"
