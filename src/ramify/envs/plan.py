@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import platform
 import random
 import re
@@ -55,6 +56,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         image: for tasks that come without a directory, and so name none.
         isolation: verify at this level; by default the one that `ramify tasks check` found, else
             `filesystem`.
+        shares_at_most: agent and verifier share no more than at this level, whatever was found.
         model: the policy, or its name, `provider/name`; the caller closes one that it made.
         base_url: where the model's endpoint is.
         agent_options, taskset_options, model_options: constructor arguments by name, as text.
@@ -77,6 +79,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_retries: int = 2
     image: str | None = None
     isolation: IsolationLevel | None = None
+    shares_at_most: IsolationLevel | None = None
     model: str | Model | None = None
     base_url: str | None = None
     agent_options: Mapping[str, str] = {}
@@ -101,6 +104,10 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise UsageError(f"{name} must be above 0, not {value}")
         if not config.timeout_multiplier > 0:
             raise UsageError(f"timeout_multiplier must be above 0, not {config.timeout_multiplier}")
+        for name in ("temperature", "top_p"):
+            value = getattr(config.sampling, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(f"{name} must be a number from 0, not {value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +204,7 @@ async def plan_run(
             model=model.name if model else None,
             sandbox=provider.name,
             seed=options.seed,
+            tasks=_place(tasks),
         ),
         config=redactor.clean(config),
         versions={
@@ -227,6 +235,13 @@ def _model(agent: Agent, options: RunOptions, clock: Clock) -> Model | None:
         return options.model
     rng = random.Random(options.seed)
     return compose.model(options.model, options.base_url, options.model_options, clock, rng)
+
+
+def _place(tasks: str | Path | Taskset) -> str:
+    """Where the tasks are, so that it can be found again from elsewhere."""
+    if not isinstance(tasks, str | Path):
+        return ""
+    return str(Path(tasks).absolute()) if Path(tasks).exists() else str(tasks)
 
 
 def _slots(task_ids: Sequence[str], options: RunOptions) -> list[tuple[str, int]]:
@@ -278,6 +293,8 @@ def _isolation(task: Task, can: Capabilities, options: RunOptions) -> IsolationL
         return options.isolation
     level = package.verifier.isolation or compose.remembered_level(package.digest)
     level = level or IsolationLevel.FILESYSTEM
+    if options.shares_at_most is not None:
+        level = min(level, options.shares_at_most, key=list(IsolationLevel).index)
     return level if freezes or level is not IsolationLevel.FILESYSTEM else IsolationLevel.LIVE
 
 
