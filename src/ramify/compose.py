@@ -46,6 +46,7 @@ TABLE: Mapping[str, Mapping[str, str]] = {
     "agents": {
         "oracle": "ramify.planes.agent.oracle:OracleAgent",
         "nop": "ramify.planes.agent.nop:NopAgent",
+        "recorded": "ramify.planes.agent.recorded:RecordedAgent",
         "scripted": "ramify.planes.agent.scripted:ScriptedAgent",
         "program": "ramify.planes.agent.program:ProgramAgent",
         "shell": "ramify.planes.agent.shell:ShellAgent",

@@ -20,6 +20,7 @@ FAILED, USAGE, INFRASTRUCTURE, INTERRUPTED = 1, 2, 3, 130
 COMMANDS = {
     "run": "Run an agent on tasks and score the result.",
     "tree": "Print a rollout's tree.",
+    "score": "Score a finished job again, without running agents.",
     "export": "Write a finished job in another format.",
     "tasks": "Check, list and make tasks.",
     "agents": "List the agents that can be run.",

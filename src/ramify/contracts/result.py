@@ -69,3 +69,24 @@ class RolloutResult(msgspec.Struct, frozen=True, omit_defaults=True):
     started_at: float = 0.0
     finished_at: float = 0.0
     trajectory_hash: str = ""
+
+
+class KeptPath(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A path of a final state. `place` is its name below `final/`; empty: it was not there, or
+    was `left_out` for the reason given.
+    """
+
+    path: str
+    place: str
+    left_out: str = ""
+
+
+class FinalState(msgspec.Struct, frozen=True):
+    """What a rollout left behind, as far as it was kept for scoring it again."""
+
+    workdir: str
+    paths: tuple[KeptPath, ...]
+
+
+FINAL_STATE = "final/manifest.json"
+"""Where a FinalState stands among the artifacts of a rollout."""

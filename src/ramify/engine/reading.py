@@ -26,7 +26,10 @@ _results = msgspec.json.Decoder(RolloutResult)
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a job runs: every task `repeats` times. `model` is None for agents without one."""
+    """What a job runs: every task `repeats` times. `model` is None for agents without one.
+
+    `tasks` is where the tasks were found, as it was given; empty for a Taskset object.
+    """
 
     task_ids: tuple[str, ...]
     repeats: int
@@ -34,6 +37,7 @@ class Plan(msgspec.Struct, frozen=True):
     model: str | None
     sandbox: str
     seed: int
+    tasks: str = ""
 
 
 class JobRecord(msgspec.Struct, frozen=True):

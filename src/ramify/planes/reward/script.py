@@ -33,6 +33,7 @@ from ramify.planes.reward.stage import (
     frozen_sandbox,
     has_own_image,
     host_folder,
+    keep_in_place,
 )
 from ramify.planes.reward.testoutput import parse_test_output
 from ramify.planes.reward.tests import small_files, tests_tree
@@ -126,8 +127,10 @@ class ScriptVerifier:
     ) -> AsyncGenerator[tuple[Sandbox, Carried]]:
         match level:
             case IsolationLevel.LIVE:
+                await keep_in_place(ctx, package)
                 yield agent_sandbox(ctx)[0], Carried()
             case IsolationLevel.FILESYSTEM:
+                await keep_in_place(ctx, package)
                 async with frozen_sandbox(ctx, package) as sandbox:
                     yield sandbox, Carried()
             case IsolationLevel.OUTPUTS | IsolationLevel.WORKDIR:

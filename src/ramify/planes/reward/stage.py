@@ -21,6 +21,7 @@ from ramify.contracts.errors import (
     UnsupportedError,
 )
 from ramify.contracts.inside import ARTIFACTS_DIR, inside
+from ramify.contracts.result import KeptPath
 from ramify.contracts.sandbox import (
     Freezable,
     NetworkPolicy,
@@ -30,6 +31,7 @@ from ramify.contracts.sandbox import (
     TransferLimits,
 )
 from ramify.contracts.task import Artifact, TaskPackage
+from ramify.planes.reward.final import keep_final, new_final, write_manifest
 
 Prepare = Callable[[Sandbox, Context], Awaitable[None]]
 """Brings a fresh sandbox to the task's start, as the world's `provision` did for the agent's."""
@@ -128,27 +130,38 @@ async def carry_outputs(
     outputs = _outputs(root, package)
     if workdir:
         outputs = [Artifact(root), *(o for o in outputs if not _is_below(o.source, root))]
-    absent: list[str] = []
+    kept: list[KeptPath] = []
     dropped: list[str] = []
-    async with host_folder() as folder:
-        for index, output in enumerate(outputs):
-            path = output.source
-            local = folder / str(index)
-            # The work directory keeps the links within it, as programs installed there need them.
-            whole = _is_below(root, path) and (workdir or package.verifier.separate)
-            limits = _WORKDIR_LIMITS if whole else _OUTPUT_LIMITS
-            try:
-                report = await source.download(path, local, limits=limits)
-            except FileNotFoundError:
-                absent.append(path)
-                await _remove(target, path)
-                continue
-            except TransferLimitError as error:
-                raise InvalidRewardError("no_evidence", f"{path}: {error}") from error
-            dropped += [f"{path}: {entry}" for entry in report.dropped]
-            await asyncio.to_thread(_exclude, local, output)
-            await target.upload(local, path, owner=package.verifier.user, clear=True)
-    return Carried(tuple(absent), tuple(dropped))
+    folder = await new_final(ctx.artifacts)
+    for index, output in enumerate(outputs):
+        path = output.source
+        entry = KeptPath(path, str(index))
+        local = folder / entry.place
+        # The work directory keeps the links within it, as programs installed there need them.
+        whole = _is_below(root, path) and (workdir or package.verifier.separate)
+        limits = _WORKDIR_LIMITS if whole else _OUTPUT_LIMITS
+        try:
+            report = await source.download(path, local, limits=limits)
+        except FileNotFoundError:
+            kept.append(KeptPath(path, ""))
+            await _remove(target, path)
+            continue
+        except TransferLimitError as error:
+            raise InvalidRewardError("no_evidence", f"{path}: {error}") from error
+        dropped += [f"{path}: {line}" for line in report.dropped]
+        await asyncio.to_thread(_exclude, local, output)
+        await target.upload(local, path, owner=package.verifier.user, clear=True)
+        kept.append(entry)
+    await write_manifest(ctx.artifacts, root, kept)
+    return Carried(tuple(entry.path for entry in kept if not entry.place), tuple(dropped))
+
+
+async def keep_in_place(ctx: Context, package: TaskPackage) -> None:
+    """Keep the final state of a sandbox that is verified as it stands, for scoring it again."""
+    source, _ = agent_sandbox(ctx)
+    root = posixpath.normpath(ctx.workdir)
+    outside = [o.source for o in _outputs(root, package) if not _is_below(o.source, root)]
+    await keep_final(source, ctx.artifacts, root, [root, *outside])
 
 
 def _outputs(root: str, package: TaskPackage) -> list[Artifact]:
