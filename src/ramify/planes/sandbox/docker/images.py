@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -48,7 +50,7 @@ class Images:
     async def prepare(self, spec: SandboxSpec) -> SandboxImage:
         """The pristine image of a spec. Raises: ConfigError, SandboxStartError, ApiError."""
         if spec.build is not None:
-            return await self._built(spec.build)
+            return await self.build(spec.build)
         name = spec.image or ""
         async with self._locks.setdefault(name, asyncio.Lock()):
             known = await self._inspect(self._ready.get(name, name))
@@ -173,22 +175,31 @@ class Images:
             if "error" in message:
                 raise _StreamError(str(message["error"]))
 
-    async def _built(self, build: BuildSpec) -> SandboxImage:
+    async def build(
+        self, build: BuildSpec, args: Mapping[str, str] | None = None, target: str = ""
+    ) -> SandboxImage:
+        """The image of a Dockerfile, of one of its stages if `target` names one.
+
+        Raises: ConfigError, SandboxStartError, ApiError.
+        """
         context = await asyncio.to_thread(make_context, Path(build.context), build.dockerfile)
         with context.archive:
-            tag = build_name(context)
+            how = {"buildargs": json.dumps(dict(args), sort_keys=True)} if args else {}
+            if target:
+                how["target"] = target
+            tag = build_name(context, how)
             async with self._locks.setdefault(tag, asyncio.Lock()):
                 known = await self._inspect(tag)
                 if known is None:
-                    await self._build(build, context, tag)
+                    await self._build(build, context, {**how, "t": tag})
                     known = await self._inspect(tag)
                 if known is None:
                     raise SandboxStartError(f"the image built from {build.context} vanished")
                 return known.image
 
-    async def _build(self, build: BuildSpec, context: BuildContext, tag: str) -> None:
+    async def _build(self, build: BuildSpec, context: BuildContext, how: dict[str, str]) -> None:
         query = {
-            "t": tag,
+            **how,
             "dockerfile": build.dockerfile,
             "rm": "1",
             "forcerm": "1",
@@ -219,9 +230,15 @@ class Images:
             raise _build_error(build, log)
 
 
-def build_name(context: BuildContext) -> str:
-    """The name of the image that is built from a context: the same content, the same name."""
-    return f"ramify/build:{context.digest[:32]}"
+def build_name(context: BuildContext, how: Mapping[str, str] | None = None) -> str:
+    """The name of the image that is built from a context: the same content, the same name.
+
+    `how` is what else the build is told.
+    """
+    digest = context.digest
+    if how:
+        digest = hashlib.sha256(f"{digest} {sorted(how.items())}".encode()).hexdigest()
+    return f"ramify/build:{digest[:32]}"
 
 
 class _StreamError(Exception):

@@ -10,7 +10,9 @@ from ramify.contracts.errors import SandboxLostError, SandboxStartError, Unsuppo
 from ramify.contracts.sandbox import MIB, NetworkMode, SandboxImage, SandboxSpec
 from ramify.planes.sandbox.docker.bundle import MOUNT
 from ramify.planes.sandbox.docker.client import ApiError, EngineClient, Json
+from ramify.planes.sandbox.docker.containers import NO_NAME_SERVER, Seat, attachment
 from ramify.planes.sandbox.docker.link import Link
+from ramify.planes.sandbox.docker.networks import connect_networks
 from ramify.planes.sandbox.docker.outlet import CAPABILITIES
 from ramify.planes.sandbox.docker.wire import PUBLIC
 
@@ -34,6 +36,8 @@ class Plan:
     volume: str
     command: tuple[str, ...]
     labels: dict[str, str]
+    seat: Seat | None = None
+    """Its place in a Compose project, for a container of one."""
 
 
 async def launch(client: EngineClient, plan: Plan, lost: Callable[[str], None]) -> Link:
@@ -52,6 +56,10 @@ async def launch(client: EngineClient, plan: Plan, lost: Callable[[str], None]) 
             body=_body(plan),
             timeout_sec=_START_SEC,
         )
+        if plan.seat is not None:
+            # With a way out, the bridge was the first.
+            more = plan.seat.networks if _is_open(plan.spec) else plan.seat.networks[1:]
+            await connect_networks(client, plan.name, more)
         reader, writer = await client.attach(plan.name)
         link = Link(reader, writer, lost)
         await client.call(
@@ -108,16 +116,17 @@ async def remove_container(client: EngineClient, name: str) -> bool:
 
 
 def _body(plan: Plan) -> Json:
-    spec = plan.spec
+    seat = plan.seat
     # A bare name takes the image's value away: its LD_PRELOAD is not for our supervisor.
     unset = [name for name in plan.image.env if name.startswith(_LOADER_VARIABLES)]
+    host = _host_config(plan, plan.spec)
     return {
         "Image": plan.image.id,
-        "Hostname": plan.name[-12:],
+        "Hostname": (seat.service.hostname if seat else None) or plan.name[-12:],
         "User": "0:0",
         "WorkingDir": "/",
         "Entrypoint": list(plan.command),
-        "Cmd": [PUBLIC] if _is_open(spec) else [],
+        "Cmd": _arguments(plan),
         "Env": unset,
         "Healthcheck": {"Test": ["NONE"]},
         "Labels": plan.labels,
@@ -127,8 +136,39 @@ def _body(plan: Plan) -> Json:
         "AttachStdout": True,
         "AttachStderr": True,
         "StopSignal": "SIGTERM",
-        "HostConfig": _host_config(plan, spec),
+        **(_sit(plan, seat, host) if seat is not None else {}),
+        "HostConfig": host,
     }
+
+
+def _arguments(plan: Plan) -> list[str]:
+    if not _is_open(plan.spec):
+        return []
+    if plan.seat is None:
+        return [PUBLIC]
+    servers = [f"DNS={address}" for address in plan.seat.name_servers]
+    return [PUBLIC, *(f"NET={subnet}" for subnet in plan.seat.subnets), *servers]
+
+
+def _sit(plan: Plan, seat: Seat, host: Json) -> Json:
+    """Give the agent's container what the Compose file gives it; the spec's limits go first."""
+    service, resources, limits = seat.service, seat.service.resources, plan.spec.limits
+    host["Mounts"] += seat.mounts(plan.labels)
+    host["Tmpfs"] = dict(service.tmpfs)
+    host["ReadonlyRootfs"] = service.read_only
+    host["ShmSize"] = resources.shm or _SHM_BYTES
+    host["PidsLimit"] = limits.pids or resources.pids or DEFAULT_PIDS
+    if limits.memory_mb is None and resources.memory:
+        host["Memory"] = host["MemorySwap"] = resources.memory
+    if limits.cpus is None and resources.cpus:
+        host["NanoCpus"] = round(resources.cpus * 1_000_000_000)
+    if not plan.spec.lockdown:
+        host["CapAdd"] += service.cap_add
+        host["CapDrop"] = sorted({*host.get("CapDrop", []), *service.cap_drop, "NET_RAW", "MKNOD"})
+    if _is_open(plan.spec):
+        return {}
+    host.update(NO_NAME_SERVER)
+    return attachment(seat, host)
 
 
 def _host_config(plan: Plan, spec: SandboxSpec) -> Json:

@@ -15,6 +15,10 @@ import fcntl
 import os
 import socket
 import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CAPABILITIES = ("NET_ADMIN", "SETPCAP")
 """What `close_private` needs and gives up."""
@@ -35,13 +39,22 @@ _PRIVATE = (
 )
 
 
-def close_private() -> None:
-    """Refuse private addresses from now on. Raises: OSError where the kernel cannot do it."""
+def close_private(exceptions: Sequence[str] = ()) -> None:
+    """Refuse private addresses from now on, but for `exceptions`.
+
+    These are `NET=address/bits` (of the sandbox's own networks) and `DNS=address` (a name server,
+    where /etc/resolv.conf names the daemon's own). Raises: OSError where the kernel cannot do it.
+    """
+    allowed = [word.partition("=")[2] for word in exceptions if word.startswith("NET=")]
+    servers = [word.partition("=")[2] for word in exceptions if word.startswith("DNS=")]
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_XFRM) as netlink:
         netlink.bind((0, 0))
         for address in _own_addresses():
             _add(netlink, address, 32, _ALLOW)
-        for address in _name_servers():
+        for network in allowed:
+            address, _, bits = network.partition("/")
+            _add(netlink, socket.inet_aton(address), int(bits), _ALLOW)
+        for address in (*_name_servers(), *map(socket.inet_aton, servers)):
             for protocol in (socket.IPPROTO_UDP, socket.IPPROTO_TCP):
                 _add(netlink, address, 32, _ALLOW, 53, protocol)
         for network in _PRIVATE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import secrets
 from collections.abc import Coroutine
@@ -25,10 +26,12 @@ from ramify.planes.sandbox.docker.client import Daemon, EngineClient
 from ramify.planes.sandbox.docker.images import PROVIDER, Images
 from ramify.planes.sandbox.docker.launch import Plan, launch, remove_container
 from ramify.planes.sandbox.docker.owners import Owner
+from ramify.planes.sandbox.docker.projects import Projects
 from ramify.planes.sandbox.docker.runtime import Runtime
 from ramify.planes.sandbox.docker.sandbox import DockerSandbox
 from ramify.planes.sandbox.docker.sweep import sweep
 from ramify.planes.sandbox.docker.watchdog import Watchdog
+from ramify.planes.sandbox.docker.world import World
 
 _CLOSE_SEC = 120.0
 _LOG = logging.getLogger("ramify.sandbox.docker")
@@ -43,6 +46,7 @@ class _Session:
         self.owner = Owner(home)
         self.watchdog = Watchdog(client.address, self.owner.id)
         self.images = Images(client, self.owner.labels)
+        self.projects = Projects(client, self.images, self.owner.labels, daemon.arch)
         self.runtime = Runtime(client, self.owner.labels)
 
 
@@ -89,20 +93,27 @@ class DockerProvider:
         return self._capabilities
 
     async def prepare(self, spec: SandboxSpec) -> SandboxImage:
-        """The pristine image of a spec: found, pulled, or built once per content."""
+        """The pristine image of a spec: found, pulled, or built once per content.
+
+        Of a Compose project: that of the agent's service, once those of all services are there.
+        """
         _check_source(spec)
-        return await (await self._connect()).images.prepare(spec)
+        return await self._pristine(await self._connect(), spec)
 
     async def create(self, spec: SandboxSpec, image: SandboxImage | None = None) -> Sandbox:
         """A new container on `image` (default: the pristine one).
 
-        Raises: UnsupportedError, ConfigError, SandboxStartError.
+        Of a Compose project with a new world of its services, or, on an image that was frozen in
+        one, in that world, whose services went on meanwhile.
+
+        Raises: UnsupportedError, ConfigError, SandboxStartError, EnvironmentFailed (a service
+        beside it did not start, or was not healthy in time).
         """
         session = await self._connect()
         self._check_demands(spec)
         if image is None:
             _check_source(spec)
-            image = await session.images.prepare(spec)
+            image = await self._pristine(session, spec)
         elif image.provider != PROVIDER:
             raise UnsupportedError(f"the image is of the provider {image.provider!r}, not docker")
         volume, command = await session.runtime.ensure(image.id)
@@ -114,10 +125,15 @@ class DockerProvider:
             command=command,
             labels={**spec.labels, **session.owner.labels},
         )
-        task = self._start(self._launch(session, plan))
+        if spec.compose is not None:
+            task = self._start(self._launch_beside(session, plan))
+        else:
+            task = self._start(self._launch(session, plan))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
+            if spec.compose is not None:
+                task.cancel()  # it may wait for long, and cleans up after itself
             await asyncio.wait([self._start(self._undo(session, plan, task))])
             raise
 
@@ -129,6 +145,7 @@ class DockerProvider:
         pending = [task for used, task in self._removals.values() if used == image.id]
         if pending:
             await asyncio.wait(pending)
+        await session.projects.discard(image)
         await session.images.discard(image)
 
     async def sweep(self) -> int:
@@ -149,6 +166,7 @@ class DockerProvider:
                     if self._work:
                         await asyncio.wait(self._work)
                 if self._session is not None:
+                    await self._session.projects.aclose()
                     await self._session.images.aclose()
                     await self._session.watchdog.aclose()
                     self._session.owner.close()
@@ -165,16 +183,48 @@ class DockerProvider:
                 self._session = await asyncio.to_thread(_Session, self._client, daemon, self._home)
             return self._session
 
-    async def _launch(self, session: _Session, plan: Plan) -> DockerSandbox:
+    async def _pristine(self, session: _Session, spec: SandboxSpec) -> SandboxImage:
+        if spec.compose is not None:
+            return await session.projects.prepare(spec.compose)
+        return await session.images.prepare(spec)
+
+    async def _launch_beside(self, session: _Session, plan: Plan) -> DockerSandbox:
+        """Launch the agent's container among the services of its project."""
+        world = await session.projects.join(plan.spec, plan.image, plan.name)
+        try:
+            if plan.image.pristine:
+                await world.open()
+            seated = dataclasses.replace(plan, seat=world.seat())
+            if not plan.image.pristine:
+                return await self._launch(session, seated, world)
+            return await world.up(lambda: self._launch(session, seated, world))
+        except BaseException:
+            await asyncio.wait([self._start(self._abandon(session, plan, world))])
+            raise
+
+    async def _abandon(self, session: _Session, plan: Plan, world: World) -> None:
+        """A project did not come up: end what there is of it."""
+        await world.settled()
+        if sandbox := self._sandboxes.get(plan.name):
+            await sandbox.teardown()  # which leaves the world, once it is removed
+        elif plan.name not in self._removals:
+            await self._removed(session, plan.name, world)
+
+    async def _launch(
+        self, session: _Session, plan: Plan, world: World | None = None
+    ) -> DockerSandbox:
         def lost(_reason: str) -> None:
-            self._remove(session, plan)
+            self._remove(session, plan, world)
 
         def ended() -> None:
             self._sandboxes.pop(plan.name, None)
-            self._remove(session, plan)
+            self._remove(session, plan, world)
 
         async def commit() -> SandboxImage:
-            return await session.images.freeze(plan.name, plan.name, plan.image)
+            frozen = await session.images.freeze(plan.name, plan.name, plan.image)
+            if world is not None:
+                session.projects.keep(world, frozen)
+            return frozen
 
         try:
             link = await launch(session.client, plan, lost)
@@ -202,17 +252,21 @@ class DockerProvider:
         else:
             await remove_container(session.client, plan.name)
 
-    def _remove(self, session: _Session, plan: Plan) -> None:
-        """Remove a container in the background; once."""
+    def _remove(self, session: _Session, plan: Plan, world: World | None) -> None:
+        """Remove a container in the background, and leave its world; once."""
         if plan.name not in self._removals:
-            task = self._start(self._removed(session, plan.name))
+            task = self._start(self._removed(session, plan.name, world))
             self._removals[plan.name] = (plan.image.id, task)
             task.add_done_callback(lambda _: self._removals.pop(plan.name, None))
 
-    async def _removed(self, session: _Session, name: str) -> None:
+    async def _removed(self, session: _Session, name: str, world: World | None) -> None:
         try:
-            await remove_container(session.client, name)
-        except (SandboxError, TimeoutError) as error:
+            try:
+                await remove_container(session.client, name)
+            finally:
+                if world is not None:
+                    await session.projects.leave(world)
+        except (SandboxError, TimeoutError, ExceptionGroup) as error:
             # Its processes end with our connection all the same; a sweep takes the rest.
             _LOG.warning("the container %s could not be removed: %s", name, error)
 
@@ -248,8 +302,8 @@ def _check_source(spec: SandboxSpec) -> None:
         raise UnsupportedError(
             "the docker sandbox cannot use the host's file system as its root; use --sandbox local"
         )
-    if (spec.image is None) == (spec.build is None):
-        raise ConfigError("a docker sandbox needs exactly one of `image` and `build`")
+    if sum(source is not None for source in (spec.image, spec.build, spec.compose)) != 1:
+        raise ConfigError("a docker sandbox needs exactly one of `image`, `build` and `compose`")
 
 
 def _within(spec: SandboxSpec, daemon: Daemon) -> SandboxSpec:
@@ -278,6 +332,7 @@ def _capabilities(daemon: Daemon) -> Capabilities:
         host_root=False,
         images=True,
         builds=True,
+        compose=True,
     )
 
 

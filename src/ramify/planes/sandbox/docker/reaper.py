@@ -1,11 +1,12 @@
-"""Removes the containers of an engine that was killed. A program, standard library only.
+"""Removes what runs for an engine that was killed. A program, standard library only.
 
     python -I -S reaper.py FD ADDRESS ENGINE
 
 A container that runs ends with its engine by itself. One that was created and not yet started has
 nobody inside who could notice, and the daemon may still be making it when the engine dies; hence
-this process, which outlives the engine by about a second. It waits on FD: a byte means that all
-was removed and it may go; end of file means that the engine died.
+this process, which outlives the engine by about a second. It also ends the services of Compose
+projects, and removes their networks and volumes. It waits on FD: a byte means that all was removed
+and it may go; end of file means that the engine died.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 _LINGER_SEC = 1.0
@@ -55,14 +57,26 @@ def _call(address: str, method: str, path: str) -> bytes:
 
 
 def _listed(address: str, engine: str) -> set[str]:
-    filters = quote(json.dumps({"label": [f"ramify.engine={engine}"]}))
-    found = json.loads(_call(address, "GET", f"/containers/json?all=1&filters={filters}"))
-    return {str(item["Id"]) for item in found}
+    """Paths of what is left: containers first; networks and volumes once these are gone."""
+    own = f"ramify.engine={engine}"
+    found = _get(address, "/containers/json?all=1&", [own])
+    if found:
+        return {f"/containers/{item['Id']}?force=1&v=1" for item in found}
+    # Other volumes of an engine are not its alone.
+    volumes: Any = _get(address, "/volumes?", [own, "ramify.world"])["Volumes"] or ()
+    networks = _get(address, "/networks?", [own])
+    left = {f"/volumes/{item['Name']}" for item in volumes}
+    return left | {f"/networks/{item['Id']}" for item in networks}
 
 
-def _remove(address: str, container: str) -> None:
+def _get(address: str, path: str, labels: list[str]) -> Any:
+    filters = quote(json.dumps({"label": labels}))
+    return json.loads(_call(address, "GET", f"{path}filters={filters}"))
+
+
+def _remove(address: str, path: str) -> None:
     try:
-        _call(address, "DELETE", f"/containers/{container}?force=1&v=1")
+        _call(address, "DELETE", path)
     except (OSError, http.client.HTTPException):
         return  # it is listed again, and tried again, if it is still there
 
@@ -77,12 +91,10 @@ def _reap(address: str, engine: str) -> None:
             left = {"unknown"}  # the daemon may be on its way back
         if not left and passed > _LINGER_SEC:
             return
-        for container in left - {"unknown"}:
-            if container not in asked or not asked[container].is_alive():
-                asked[container] = threading.Thread(
-                    target=_remove, args=(address, container), daemon=True
-                )
-                asked[container].start()
+        for path in left - {"unknown"}:
+            if path not in asked or not asked[path].is_alive():
+                asked[path] = threading.Thread(target=_remove, args=(address, path), daemon=True)
+                asked[path].start()
         time.sleep(0.1)
 
 

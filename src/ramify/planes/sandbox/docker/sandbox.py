@@ -71,7 +71,8 @@ class DockerSandbox:
             await self.serve_in(PROXY_PORT, EgressProxy(self.spec.network).handle)
             url = f"http://127.0.0.1:{PROXY_PORT}"
             names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-            local = "localhost,127.0.0.1,::1"
+            peers = self._plan.seat.peers if self._plan.seat is not None else ()
+            local = ",".join(("localhost", "127.0.0.1", "::1", *peers))
             self._proxy_env = dict.fromkeys(names, url) | {"no_proxy": local, "NO_PROXY": local}
 
     async def exec(

@@ -419,7 +419,7 @@ def main() -> None:
         raise SystemExit("the supervisor must be the container's first process")
     processes.prctl(_PR_SET_DUMPABLE, 0)
     if wire.PUBLIC in sys.argv:
-        close_private()
+        close_private(sys.argv[sys.argv.index(wire.PUBLIC) + 1 :])
     supervisor = Supervisor()
     gc.freeze()  # what is there by now stays: no collection touches it, no fork copies it
     supervisor.serve()

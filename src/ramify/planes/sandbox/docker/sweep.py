@@ -10,6 +10,7 @@ from typing import Any
 from ramify.planes.sandbox.docker.client import EngineClient, Json
 from ramify.planes.sandbox.docker.images import remove_image
 from ramify.planes.sandbox.docker.launch import remove_container
+from ramify.planes.sandbox.docker.networks import remove_network
 from ramify.planes.sandbox.docker.owners import ENGINE_LABEL, forget_orphan, is_orphan
 from ramify.planes.sandbox.docker.runtime import DATA_LABEL, remove_volume
 
@@ -19,7 +20,9 @@ _NEVER_STARTED = timedelta(hours=1)
 
 
 async def sweep(client: EngineClient) -> int:
-    """Remove containers, frozen images and half-filled runtimes of dead engines; how many."""
+    """Remove what dead engines left: containers, networks, volumes, frozen images, half-filled
+    runtimes; how many.
+    """
     info: Json = await client.call("GET", "/info", "tell the time")
     now = _moment(info["SystemTime"])
     removed = 0
@@ -28,6 +31,9 @@ async def sweep(client: EngineClient) -> int:
         removed += await remove_container(client, str(item["Id"]))
         swept.append(item["Labels"])
     removed += await _remove_stale(client, now - _NEVER_STARTED)
+    for item in await _orphans(client, "/networks", {}):
+        removed += await remove_network(client, str(item["Id"]))
+        swept.append(item["Labels"])
     for item in await _orphans(client, "/images/json", {}):
         removed += await remove_image(client, str(item["Id"]))
         swept.append(item["Labels"])

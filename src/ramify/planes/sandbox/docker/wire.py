@@ -31,7 +31,10 @@ CLOSE = 9
 """The sender has no more use for the channel."""
 
 PUBLIC = "public"
-"""Argument of the supervisor: there is a network, and only public addresses may be reached."""
+"""Argument of the supervisor: there is a network, and only public addresses may be reached.
+
+What follows it are exceptions (outlet.py).
+"""
 
 WINDOW = 256 * 1024
 CHUNK = 64 * 1024

@@ -1,0 +1,76 @@
+"""Private networks on a daemon: bridges that lead nowhere, and who is on them."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+
+from ramify.planes.sandbox.docker.client import ApiError, EngineClient, Json
+from ramify.planes.sandbox.docker.containers import endpoint
+
+_REMOVE_TRIES = 40
+
+
+async def make_network(client: EngineClient, name: str, labels: Mapping[str, str]) -> str:
+    """Make a network without a way out, on which the host has no address; its subnet.
+
+    Raises: ApiError.
+    """
+    body: Json = {
+        "Name": name,
+        "CheckDuplicate": True,
+        "Internal": True,
+        "Labels": dict(labels),
+        "Options": {"com.docker.network.bridge.inhibit_ipv4": "true"},
+    }
+    await client.call("POST", "/networks/create", "make a network", body=body)
+    made: Json = await client.call("GET", f"/networks/{name}", "show a network")
+    return str(made["IPAM"]["Config"][0]["Subnet"])
+
+
+async def connect_networks(
+    client: EngineClient, container: str, networks: tuple[tuple[str, tuple[str, ...]], ...]
+) -> None:
+    """Attach a container to more networks. Raises: ApiError."""
+    for network, aliases in networks:
+        body = {"Container": container, "EndpointConfig": endpoint(aliases)}
+        await client.call("POST", f"/networks/{network}/connect", "join a network", body=body)
+
+
+async def remove_network(client: EngineClient, name: str) -> bool:
+    """Remove a network, once the last container has left; whether there was one.
+
+    Raises: ApiError, where it is still in use after seconds.
+    """
+    for attempt in range(_REMOVE_TRIES):
+        try:
+            await client.call("DELETE", f"/networks/{name}", "remove a network")
+            return True
+        except ApiError as error:
+            if error.status == 404:
+                return False
+            if error.status != 403 or attempt == _REMOVE_TRIES - 1:
+                raise
+        await asyncio.sleep(0.1)
+    return False
+
+
+def host_name_servers() -> tuple[str, ...]:
+    """Name servers of this machine (IPv4, not its own loopback), which a daemon here asks too."""
+    found: list[str] = []
+    try:
+        text = Path("/etc/resolv.conf").read_text("utf-8", "replace")
+    except OSError:  # a machine without one asks nobody
+        return ()
+    for words in (line.split() for line in text.splitlines()):
+        if len(words) < 2 or words[0] != "nameserver":
+            continue
+        try:
+            address = ipaddress.IPv4Address(words[1])
+        except ValueError:  # of another family
+            continue
+        if not address.is_loopback:
+            found.append(str(address))
+    return tuple(found)

@@ -1,0 +1,288 @@
+"""The world of a Compose project: its networks, volumes and services, without the agent's own.
+
+Every network of a project is a private bridge that leads nowhere: the host has no address on it.
+What is beyond is reached by the agent's container alone, where its policy lets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from ramify.contracts.errors import (
+    ConfigError,
+    EnvironmentFailed,
+    SandboxError,
+    SandboxStartError,
+)
+from ramify.contracts.sandbox import Healthcheck, SandboxImage
+from ramify.planes.sandbox.docker.client import ApiError, EngineClient
+from ramify.planes.sandbox.docker.composefile import Project, Service
+from ramify.planes.sandbox.docker.containers import Seat, sidecar_body
+from ramify.planes.sandbox.docker.health import Watched
+from ramify.planes.sandbox.docker.launch import remove_container
+from ramify.planes.sandbox.docker.networks import (
+    connect_networks,
+    host_name_servers,
+    make_network,
+    remove_network,
+)
+from ramify.planes.sandbox.docker.runtime import remove_volume
+
+WORLD_LABEL = "ramify.world"
+"""Label of what belongs to a Compose project: the name of its world."""
+
+_START_SEC = 120.0
+_UP_SEC = 900.0
+_T = TypeVar("_T")
+
+
+class World:
+    """One running project. `users` counts who needs it; it is removed by `remove`.
+
+    `vacant` says that the agent's place in it is free, `ending` that it soon will be.
+
+    Args:
+        client: of the daemon.
+        project: what the Compose file says.
+        images: the image of each service.
+        name: of the agent's first container; what is made is named after it.
+        labels: put on everything.
+    """
+
+    def __init__(
+        self,
+        client: EngineClient,
+        project: Project,
+        images: Mapping[str, SandboxImage],
+        name: str,
+        labels: Mapping[str, str],
+    ) -> None:
+        self._client, self._project, self._images = client, project, images
+        self.name = name
+        self._labels = {**labels, WORLD_LABEL: name}
+        self.users = 0
+        self.ending = False
+        self.vacant = asyncio.Event()
+        self._subnets: dict[str, str] = {}
+        self._calls: set[asyncio.Task[Any]] = set()
+
+    async def open(self) -> None:
+        """Make the networks and volumes. Raises: SandboxStartError."""
+        try:
+            for network in self._project.networks:
+                await self._do(self._make_network(network))
+            for volume in self._project.volumes:
+                await self._do(self._make_volume(volume))
+        except ApiError as error:
+            remedy = ""
+            if "address pool" in error.reason:
+                remedy = (
+                    "; every Compose task needs a network of its own: run fewer at once, or give "
+                    "the daemon more `default-address-pools`"
+                )
+            raise SandboxStartError(f"{error}{remedy}") from error
+
+    def seat(self, service: str | None = None) -> Seat:
+        """The place of a service; None: of the agent's."""
+        found = self._project.services[service or self._project.main]
+        others = [item for item in self._project.services.values() if item is not found]
+        peers = {item.name for item in others}
+        for item in others:
+            peers.update(alias for aliases in item.networks.values() for alias in aliases)
+        return Seat(
+            service=found,
+            networks=tuple(
+                (self._network(name), tuple(dict.fromkeys((found.name, *aliases))))
+                for name, aliases in found.networks.items()
+            ),
+            subnets=tuple(self._subnets[name] for name in found.networks),
+            volumes={name: self._volume(name) for name in self._project.volumes},
+            peers=tuple(sorted(peers)),
+            name_servers=host_name_servers(),
+        )
+
+    async def up(self, main: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Start the services in their order, the agent's with `main`; wait until all are well.
+
+        Raises: EnvironmentFailed (with the end of the log of the service that failed),
+        SandboxStartError, ConfigError.
+        """
+        start = _Start(self._project, self._images, self._container)
+        made: list[_T] = []
+
+        async def bring_up(service: Service) -> None:
+            await start.ready_for(service)
+            if service.name == self._project.main:
+                made.append(await self._do(main()))
+            else:
+                await self._do(self._start(service))
+            await start.follow(service, self._watched(service))
+
+        try:
+            async with asyncio.timeout(_UP_SEC), asyncio.TaskGroup() as group:
+                for service in self._project.services.values():
+                    group.create_task(bring_up(service))
+        except TimeoutError:
+            raise EnvironmentFailed(f"the services were not up within {_UP_SEC:.0f} s") from None
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from errors
+        for service in self._sidecars():
+            await self._watched(service).unbroken()
+        return made[0]
+
+    async def settled(self) -> None:
+        """Wait until nothing is being started any more."""
+        if self._calls:
+            await asyncio.wait(self._calls)
+
+    async def remove(self) -> None:
+        """Remove containers, networks and volumes. Raises: SandboxError."""
+        await self.settled()
+        async with asyncio.TaskGroup() as group:
+            for service in self._sidecars():
+                group.create_task(remove_container(self._client, self._container(service.name)))
+        for network in self._project.networks:
+            await remove_network(self._client, self._network(network))
+        for volume in self._project.volumes:
+            await remove_volume(self._client, self._volume(volume))
+
+    def _sidecars(self) -> list[Service]:
+        return [s for s in self._project.services.values() if s.name != self._project.main]
+
+    def _watched(self, service: Service) -> Watched:
+        return Watched(self._client, service.name, self._container(service.name), service.tty)
+
+    async def _start(self, service: Service) -> None:
+        seat, name = self.seat(service.name), self._container(service.name)
+        try:
+            await self._client.call(
+                "POST",
+                "/containers/create",
+                f"create the service {service.name}",
+                query={"name": name},
+                body=sidecar_body(seat, self._images[service.name].id, self._labels),
+                timeout_sec=_START_SEC,
+            )
+            await connect_networks(self._client, name, seat.networks[1:])
+            await self._client.call(
+                "POST",
+                f"/containers/{name}/start",
+                f"start the service {service.name}",
+                timeout_sec=_START_SEC,
+            )
+        except ApiError as error:
+            if error.status in (400, 404):  # a command that is not there, a mount on a file
+                raise EnvironmentFailed(str(error)) from error
+            raise SandboxStartError(str(error)) from error
+
+    async def _make_network(self, network: str) -> None:
+        name = self._network(network)
+        self._subnets[network] = await make_network(self._client, name, self._labels)
+
+    async def _make_volume(self, volume: str) -> None:
+        body = {"Name": self._volume(volume), "Labels": self._labels}
+        await self._client.call("POST", "/volumes/create", "make a volume", body=body)
+
+    async def _do(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Carry out what changes the daemon, to its end, also where we are cancelled meanwhile.
+
+        A call that is cut off may still be carried out after everything was removed.
+        """
+        task = asyncio.create_task(work)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        return await asyncio.shield(task)
+
+    def _container(self, service: str) -> str:
+        if service == self._project.main:
+            return self.name
+        return f"{self.name}-{_plain(service)}"
+
+    def _network(self, network: str) -> str:
+        return f"{self.name}-net-{_plain(network)}"
+
+    def _volume(self, volume: str) -> str:
+        return f"{self.name}-vol-{_plain(volume)}"
+
+
+class _Start:
+    """Who waits for whom while a project starts."""
+
+    def __init__(
+        self,
+        project: Project,
+        images: Mapping[str, SandboxImage],
+        container: Callable[[str], str],
+    ) -> None:
+        self._project, self._container = project, container
+        wanted = [item for s in project.services.values() for item in s.depends_on.items()]
+        self._to_complete = {n for n, how in wanted if how == "service_completed_successfully"}
+        needed = {name for name, how in wanted if how == "service_healthy"}
+        self._checks = {
+            name: check
+            for name, service in project.services.items()
+            if (check := _check(service, images[name])) is not None
+            # The agent's container does not run what its image would be well for.
+            and (name != project.main or name in needed or service.healthcheck is not None)
+        }
+        if lacking := sorted(needed - set(self._checks)):
+            raise ConfigError(
+                "another service waits until it is healthy, but it has no healthcheck",
+                file=project.file,
+                field=f"services.{lacking[0]}",
+            )
+        self._started = {name: asyncio.Event() for name in project.services}
+        self._well = {name: asyncio.Event() for name in project.services}
+
+    async def ready_for(self, service: Service) -> None:
+        """Wait for what a service depends on."""
+        for name, condition in service.depends_on.items():
+            events = self._started if condition == "service_started" else self._well
+            await events[name].wait()
+
+    async def follow(self, service: Service, watched: Watched) -> None:
+        """A service was started: tell the others, and again once it is well, or complete."""
+        self._started[service.name].set()
+        if service.name in self._to_complete:
+            await watched.completed()
+        elif check := self._checks.get(service.name):
+            await watched.healthy(check)
+        self._well[service.name].set()
+
+
+def _check(service: Service, image: SandboxImage) -> Healthcheck | None:
+    """The healthcheck of a service: the file's, over what it leaves to the image."""
+    own, base = service.healthcheck, image.healthcheck
+    if own is None:
+        found = base
+    elif own.test or base is None:
+        found = own
+    else:
+        found = Healthcheck(
+            base.test,
+            own.interval_sec or base.interval_sec,
+            own.timeout_sec or base.timeout_sec,
+            own.start_period_sec or base.start_period_sec,
+            own.retries or base.retries,
+        )
+    return None if found is None or not found.test or found.test[0] == "NONE" else found
+
+
+def _plain(name: str) -> str:
+    """A name of the file as a part of a name on the daemon."""
+    return "".join(c if c.isalnum() and c.isascii() or c in "._-" else "_" for c in name)
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error to report of those that came at once."""
+    for kind in (EnvironmentFailed, SandboxError, Exception):
+        if (found := errors.subgroup(kind)) is not None:
+            return _leaf(found)
+    return _leaf(errors)
+
+
+def _leaf(error: BaseException) -> BaseException:
+    inner = cast("Sequence[BaseException]", getattr(error, "exceptions", ()))
+    return _leaf(inner[0]) if inner else error
