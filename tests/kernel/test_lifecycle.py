@@ -272,6 +272,19 @@ def test_a_world_that_never_gets_healthy(tmp_path: Path) -> None:
     check_end(stage, result, Phase.READINESS)
 
 
+@pytest.mark.parametrize(
+    "phase", [Phase.SETUP, Phase.START, Phase.PROVISION, Phase.CONNECT, Phase.VERIFY]
+)
+def test_a_part_that_keeps_no_deadline_does_not_hold_the_rollout(
+    tmp_path: Path, phase: Phase
+) -> None:
+    stage, result = played(tmp_path, {phase: hang})
+    assert result.outcome is Outcome.INFRA_ERROR
+    assert result.error is not None
+    assert f"{phase.value} did not end within" in result.error.message
+    check_end(stage, result, phase)
+
+
 def test_a_healthcheck_that_hangs(tmp_path: Path) -> None:
     stage, result = played(tmp_path, {Phase.READINESS: hang})
     assert result.outcome is Outcome.ENV_ERROR

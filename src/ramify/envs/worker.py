@@ -10,11 +10,14 @@ from ramify import compose
 from ramify.contracts.context import CancelScope, Clock, Context
 from ramify.contracts.events import Observer
 from ramify.contracts.result import RolloutResult, WorkItem
+from ramify.contracts.task import TaskPackage
 from ramify.engine.store import Store
 from ramify.envs.plan import PlannedTask, RunPlan
 from ramify.envs.stages import stages_of
 from ramify.kernel.recorder import TreeRecorder
 from ramify.kernel.rollout import RolloutPlan, run_rollout
+
+_VERIFY_SEC = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,17 @@ class RolloutWorker:
             recorder=recorder,
             reward_strategy=package.reward_strategy if package else "mean",
             collect=compose.artifact_collector(),
+            verify_timeout_sec=self._verify_timeout(package),
             minimum_reward=package.verifier.reward_range[0] if package else 0.0,
             model=self.plan.model.name if self.plan.model else "",
         )
+
+    def _verify_timeout(self, package: TaskPackage | None) -> float:
+        """Twice the tests' own time (once more on an untouched workspace), and room to prepare."""
+        if package is None:
+            return _VERIFY_SEC
+        longest = max(
+            [package.verifier.timeout_sec, *(s.verifier.timeout_sec for s in package.steps)]
+        )
+        own = 2 * longest * self.plan.options.rollout.timeout_multiplier
+        return own + package.setup_timeout_sec + _VERIFY_SEC

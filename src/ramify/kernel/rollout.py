@@ -37,6 +37,15 @@ from ramify.kernel.trajectory import trajectory, trajectory_hash
 
 _Action = Callable[[], Awaitable[None]]
 
+_BACKSTOP_SEC = {
+    Phase.SETUP: 7200.0,
+    Phase.START: 600.0,
+    Phase.PROVISION: 7200.0,
+    Phase.CONNECT: 600.0,
+}
+"""How long a phase may take at the very most. Providers keep shorter deadlines of their own; this
+one is for a part that keeps none."""
+
 _CLEANUP_SEC = 60.0
 """How long one clean-up action may take before it is reported and left to the sweeper."""
 
@@ -55,6 +64,8 @@ class RolloutPlan:
         reward_strategy: how the rewards of several stages become one (`stages.combined`).
         collect: keeps what is to be kept of each stage, before it is scored.
         readiness_timeout_sec: time for the phase `readiness`.
+        verify_timeout_sec: time for verifying one stage, at the very most: the verifier's own
+            limit comes first, this one is for a reward that keeps none.
         minimum_reward: what an `invalid` outcome counts as.
         model: name of the policy, for the record.
     """
@@ -69,6 +80,7 @@ class RolloutPlan:
     reward_strategy: Literal["mean", "final"] = "mean"
     collect: Callable[[Context], Awaitable[None]] | None = None
     readiness_timeout_sec: float = 120.0
+    verify_timeout_sec: float = 7200.0
     minimum_reward: float = 0.0
     model: str = ""
 
@@ -282,8 +294,15 @@ class _Rollout:
         clock, observer, rollout = self.ctx.clock, self.ctx.observer, self.ctx.rollout_id
         observer.emit(PhaseEvent(rollout, clock.now(), phase))
         start = clock.monotonic()
+        limits = {**_BACKSTOP_SEC, Phase.VERIFY: self.plan.verify_timeout_sec}
+        scope = asyncio.timeout(limits.get(phase))
         try:
-            yield
+            async with scope:
+                yield
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise InfraError(f"{phase} did not end within {limits[phase]:g} s") from None
         finally:
             took = clock.monotonic() - start
             self.timings[phase.value] = self.timings.get(phase.value, 0.0) + took
