@@ -77,8 +77,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LayerStore]:
     store.close()
 
 
-def receive(store: LayerStore, data: bytes, cuts: list[int] | None = None) -> SandboxImage:
-    incoming = store.receive("a test", ("app:1",))
+def receive(
+    store: LayerStore,
+    data: bytes,
+    cuts: list[int] | None = None,
+    layers: tuple[bytes, ...] = (),
+) -> SandboxImage:
+    incoming = store.receive("a test", ("app:1",), tuple(digest(layer) for layer in layers))
     try:
         before = 0
         for cut in [*sorted(cuts or []), len(data)]:
@@ -178,6 +183,24 @@ def test_zstd_is_refused_by_name(store: LayerStore) -> None:
     archive = saved([LOWER], {"l0/layer.tar": b"\x28\xb5\x2f\xfd" + bytes(600)})
     with pytest.raises(UnsupportedError, match="zstd"):
         receive(store, archive)
+
+
+def test_layers_that_are_there_are_not_unpacked_again(store: LayerStore) -> None:
+    """Yet they are checked, and unpacked where they lie on something else."""
+    base = receive(store, saved([LOWER]), layers=(LOWER,))
+    other = tar_of({"other": b"x"})
+    image = receive(store, saved([LOWER, other]), layers=(LOWER, other))
+    assert store.lowers(image)[1:] == store.lowers(base)
+    assert trees(store, image) == [*trees(store, base), ["other"]]
+    again = receive(store, saved([LOWER, other, LOWER]), layers=(LOWER, other, LOWER))
+    assert trees(store, again) == [*trees(store, image), *trees(store, base)]
+    turned = receive(store, saved([other, LOWER]), layers=(other, LOWER))
+    assert trees(store, turned) == [["other"], *trees(store, base)]
+    spoilt = saved([LOWER, other]).replace(b"etc/gone", b"etc/g0ne")
+    with pytest.raises(ConfigError, match="damaged: its digest"):
+        receive(store, spoilt, layers=(LOWER, other))
+    with pytest.raises(ConfigError, match="not the image that was announced"):
+        receive(store, saved([LOWER]), layers=(LOWER, other))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

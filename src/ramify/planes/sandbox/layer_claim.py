@@ -18,6 +18,7 @@ from ramify.planes.sandbox.layer_index import (
     drop_ref,
     exclusive,
     new_id,
+    read_layer,
     remove_path,
     sync_directory,
     write_json,
@@ -83,6 +84,19 @@ class Claim:
     def top(self) -> Path:
         """The directory of the layer added last."""
         return self._root / "layers" / self.layers[-1]
+
+    def hold(self, layer: str) -> bool:
+        """Add a layer of the store that stands on those added before; False if it is gone."""
+        with exclusive(self._root):
+            record = read_layer(self._root, layer)
+            if record is None:
+                return False
+            add_ref(self._root, layer, self._holder)
+        self._claimed.append(layer)
+        self.layers.append(layer)
+        self.digest = record.digest
+        self.size_bytes += record.size_bytes
+        return True
 
     def unpack(self, source: IO[bytes], *, whiteouts: bool) -> None:
         """Add a layer from a tar stream; see `unpack_layer`."""

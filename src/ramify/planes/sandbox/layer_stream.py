@@ -17,6 +17,7 @@ from ramify.contracts.sandbox import SandboxImage
 from ramify.planes.sandbox.layer_claim import Claim
 from ramify.planes.sandbox.layer_copy import copy_over
 from ramify.planes.sandbox.layer_index import remove_path
+from ramify.planes.sandbox.layer_origin import Held, note_origin
 from ramify.planes.sandbox.layer_unpack import LayerWriter
 from ramify.planes.sandbox.oci import MAX_JSON, ImageManifest, read_manifest
 from ramify.planes.sandbox.tarstream import FILE, HARD_LINK, SYMLINK, TarEntry, TarStream
@@ -35,13 +36,15 @@ class Incoming:
 
     def __init__(
         self,
+        root: Path,
         claim: Claim,
         source: str,
         architecture: str,
+        held: Held,
         register: Callable[[ImageManifest], SandboxImage],
     ) -> None:
         self._claim, self._register = claim, register
-        self._reader = _ArchiveReader(claim, source, architecture)
+        self._reader = _ArchiveReader(root, claim, source, architecture, held)
         self._open = True
 
     @property
@@ -69,16 +72,21 @@ class _ArchiveReader:
     """Takes an archive in pieces and adds its layers to `claim`. Blocking; close it.
 
     Args:
+        root: the store.
         claim: what the layers are added to, when the archive is complete.
         source: what it is, for messages.
         architecture: of the image wanted, where there are several.
+        held: the lowest layers, where `claim` has them already; they are only checked.
 
     Every method raises ConfigError (malformed, damaged, not exactly one image), UnsupportedError
     (a compression that cannot be read) and OSError.
     """
 
-    def __init__(self, claim: Claim, source: str, architecture: str) -> None:
-        self._claim, self._source, self._architecture = claim, source, architecture
+    def __init__(
+        self, root: Path, claim: Claim, source: str, architecture: str, held: Held
+    ) -> None:
+        self._root, self._claim, self._held = root, claim, held
+        self._source, self._architecture = source, architecture
         self._stream = TarStream(self)
         self._layers: dict[str, _Layer] = {}
         self._texts: dict[str, bytes] = {}
@@ -108,9 +116,12 @@ class _ArchiveReader:
         )
         if manifest is None:
             raise ConfigError("it is no image archive: it holds no manifest", self._source)
+        if self._held.depth and manifest.diff_ids != self._held.diff_ids:
+            raise ConfigError("it is not the image that was announced", self._source)
         checked = manifest.diff_ids or (None,) * len(manifest.layers)
-        for member, expected in zip(manifest.layers, checked, strict=False):
-            layer = self._layers.get(self._target(member))
+        for position, (member, expected) in enumerate(zip(manifest.layers, checked, strict=True)):
+            name = self._target(member)
+            layer = self._layers.get(name)
             if layer is None:
                 raise ConfigError(f"the layer {member} is no tar archive", self._source)
             if expected is not None and layer.digest != expected:
@@ -118,7 +129,12 @@ class _ArchiveReader:
                     f"the layer {member} is damaged: its digest is {layer.digest}, not {expected}",
                     self._source,
                 )
-            layer.stack(self._claim)
+            if position >= self._held.depth:
+                layer.stack(self._claim)
+            stacked = self._claim.layers[position]
+            if manifest.diff_ids:
+                below = manifest.diff_ids[: position + 1]
+                note_origin(self._root, stacked, below, name, layer.owners_lost)
         return manifest
 
     def close(self) -> None:
@@ -185,7 +201,8 @@ class _ArchiveReader:
     def _begin(self, rest: memoryview) -> _Layer:
         if self._name in self._layers:
             self._layers.pop(self._name).close()
-        layer = _Layer(self._claim, self._name, self._source, self._head.startswith(_GZIP))
+        packed, spared = self._head.startswith(_GZIP), self._name in self._held.members
+        layer = _Layer(self._claim, self._name, self._source, packed, spared)
         self._layers[self._name] = self._current = layer
         layer.feed(memoryview(bytes(self._head)))
         layer.feed(rest)
@@ -204,16 +221,19 @@ class _ArchiveReader:
 
 
 class _Layer:
-    """One layer on its way: unpacked on the side, with the digest of its plain archive."""
+    """One layer on its way: unpacked on the side, with the digest of its plain archive.
 
-    def __init__(self, claim: Claim, name: str, source: str, packed: bool) -> None:
+    One that is `spared` is not unpacked: the store has it.
+    """
+
+    def __init__(self, claim: Claim, name: str, source: str, packed: bool, spared: bool) -> None:
         self._name, self._source = name, source
         self._work = claim.new_work()
-        self._writer = LayerWriter(self._work / "diff", whiteouts=True)
+        self._writer = None if spared else LayerWriter(self._work / "diff", whiteouts=True)
         self._hash = hashlib.sha256()
         self._inflate = zlib.decompressobj(31) if packed else None
         self._stacked: Path | None = None
-        self._owners_lost = 0
+        self.owners_lost = 0
 
     @property
     def digest(self) -> str:
@@ -235,12 +255,15 @@ class _Layer:
             raise ConfigError(f"the layer {self._name} is damaged: {error}", self._source) from None
 
     def finish(self) -> None:
-        self._owners_lost = self._writer.finish()
-        self._writer.close()
+        if self._writer is not None:
+            self.owners_lost = self._writer.finish()
+            self._writer.close()
 
     def stack(self, claim: Claim) -> None:
         """Put it on top of what `claim` has; it may occur more than once in an image."""
-        claim.owners_lost += self._owners_lost
+        if self._writer is None:
+            raise ConfigError(f"the layer {self._name} was taken for another", self._source)
+        claim.owners_lost += self.owners_lost
         if self._stacked is None:
             claim.adopt(self._work)
             self._stacked = claim.top / "diff"
@@ -249,13 +272,15 @@ class _Layer:
             claim.fill(lambda diff: copy_over(first, diff))
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
         if self._work.exists():
             remove_path(self._work)
 
     def _plain(self, data: bytes | memoryview) -> None:
         self._hash.update(data)
-        self._writer.feed(data)
+        if self._writer is not None:
+            self._writer.feed(data)
 
 
 def _joined(directory: str, link: bytes) -> str:

@@ -43,6 +43,7 @@ from ramify.planes.sandbox.layer_index import (
     read_tags,
     write_json,
 )
+from ramify.planes.sandbox.layer_origin import hold_known
 from ramify.planes.sandbox.layer_stream import Incoming
 from ramify.planes.sandbox.layer_sweep import hold_lock, sweep_store
 from ramify.planes.sandbox.oci import (
@@ -198,17 +199,25 @@ class LayerStore:
 
         return read_manifest(members, read, str(directory), _architecture())
 
-    def receive(self, source: str, names: tuple[str, ...]) -> Incoming:
+    def receive(
+        self, source: str, names: tuple[str, ...], diff_ids: tuple[str, ...] = ()
+    ) -> Incoming:
         """Begin to import an image archive that comes in pieces; it gets the tags `names`.
 
         `source` says where from, for messages. Nothing of it is in the store before `finish`.
+        Given its `diff_ids`, layers that the store has are not unpacked again.
         """
         claim = self._claim()
 
         def register(manifest: ImageManifest) -> SandboxImage:
             return self._register(claim, manifest.config, names)
 
-        return Incoming(claim, source, _architecture(), register)
+        try:
+            held = hold_known(self.root, claim, diff_ids)
+        except BaseException:
+            claim.__exit__(None, None, None)
+            raise
+        return Incoming(self.root, claim, source, _architecture(), held, register)
 
     def _claim(self, below: tuple[str, ...] = (), digest: str = "") -> Claim:
         return Claim(self.root, self._home, self._engine, below, digest)

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from ramify.contracts.errors import ConfigError, SandboxError, SandboxStartError
 from ramify.contracts.sandbox import BuildSpec, SandboxImage, SandboxSpec
-from ramify.planes.sandbox.docker.client import ApiError, EngineClient
+from ramify.planes.sandbox.docker.client import ApiError, EngineClient, Json
 from ramify.planes.sandbox.docker.context import make_context
 from ramify.planes.sandbox.docker.images import Images, build_name
 from ramify.planes.sandbox.layer_index import MARK
@@ -151,7 +151,10 @@ class LocalImages:
 
     async def _import(self, docker_id: str, names: tuple[str, str]) -> SandboxImage:
         what = f"hand out the image {names[0]}"
-        incoming = await _settled(lambda: self._store.receive(names[0], names))
+        shown: Json = await self._client.call("GET", f"/images/{quote(docker_id)}/json", what)
+        root: Json = shown.get("RootFS") or {}
+        diff_ids = tuple(str(one) for one in root.get("Layers") or ())
+        incoming = await _settled(lambda: self._store.receive(names[0], names, diff_ids))
         try:
             path = f"/images/{quote(docker_id)}/get"
             async with aclosing(self._client.fetch(path, what, timeout_sec=_IMPORT_SEC)) as chunks:
