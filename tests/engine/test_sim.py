@@ -5,8 +5,9 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.errors import AgentTimeoutError, LimitExceededError
-from ramify.engine.cancel import Cancellation, deadline, stop, uninterrupted
+from ramify.engine.cancel import Cancellation, deadline, stop
 from ramify.engine.clock import SystemClock
 from ramify.testing.sim import DeadlockError, LeakError, LivelockError, SimClock, SimLoop, simulate
 

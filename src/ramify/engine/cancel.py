@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, TypeVar
@@ -96,24 +96,6 @@ async def deadline(
         message = f"{what} did not finish within {seconds:g} s"
         made = LimitExceededError("time", message) if error is None else error(message)
         raise made from None
-
-
-async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end even if the caller is cancelled meanwhile, as often as may be.
-
-    For clean-up that must not be left half done; `work` keeps its own deadline. The caller's
-    cancellation is raised once `work` has ended, with an error of `work` as its cause.
-    """
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error  # raised below: first the work ends
-    if cancelled is not None:
-        raise cancelled from (None if task.cancelled() else task.exception())
-    return task.result()
 
 
 async def stop(tasks: Collection[asyncio.Future[Any]]) -> None:

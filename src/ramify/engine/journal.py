@@ -21,8 +21,8 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
+from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.errors import StoreError
-from ramify.engine.cancel import uninterrupted
 from ramify.engine.lines import read_lines, seal, sound_length
 
 _LINGER_SEC = 0.01  # how long a record that nobody waits for may wait for company

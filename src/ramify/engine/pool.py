@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
 
+from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.errors import InfraError, LimitExceededError, UsageError
-from ramify.engine.cancel import deadline, uninterrupted
+from ramify.engine.cancel import deadline
 from ramify.engine.limits import LimitReport, WeightedSemaphore
 
 T = TypeVar("T")

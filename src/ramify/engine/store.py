@@ -29,6 +29,7 @@ from typing import Any, cast
 
 import msgspec
 
+from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.errors import StoreError, UsageError
 from ramify.contracts.events import (
     AnyEvent,
@@ -41,7 +42,6 @@ from ramify.contracts.events import (
 )
 from ramify.contracts.result import RolloutResult
 from ramify.engine.blobs import BlobStore
-from ramify.engine.cancel import uninterrupted
 from ramify.engine.journal import Journal, sync_directory
 from ramify.engine.reading import (
     JOB_FILE,

@@ -9,12 +9,13 @@ them, in the same sandbox and the same session.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ramify.contracts.agent import Agent, Session
+from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.context import Context
 from ramify.contracts.environment import Environment
 from ramify.contracts.errors import (
@@ -143,7 +144,7 @@ class _Rollout:
             # The agent's own failure is already in `verdict`; this one outweighs it.
             self.verdict = classify(error, self.phase)
         finally:
-            await _to_the_end(self._teardown())
+            await uninterrupted(self._teardown())
 
     async def _live(self) -> None:
         plan = self.plan
@@ -363,17 +364,3 @@ class _Rollout:
             finished_at=clock.now(),
             trajectory_hash=trajectory_hash(tree),
         )
-
-
-async def _to_the_end(action: Coroutine[None, None, None]) -> None:
-    """Await `action` to its end; a cancellation that comes meanwhile is raised afterwards."""
-    task = asyncio.create_task(action)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled

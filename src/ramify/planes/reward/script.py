@@ -32,8 +32,8 @@ from ramify.planes.reward.stage import (
     fresh_sandbox,
     frozen_sandbox,
     has_own_image,
-    host_folder,
     keep_in_place,
+    scratch_folder,
 )
 from ramify.planes.reward.testoutput import parse_test_output
 from ramify.planes.reward.tests import small_files, tests_tree
@@ -172,7 +172,7 @@ class _Run:
     async def to_reward(self) -> tuple[ParsedReward, ExecResult]:
         """Put the tests in place, run them and read the reward."""
         await asyncio.to_thread(_empty, self.folder)
-        async with tests_tree(self.package) as tests:
+        async with tests_tree(self.ctx, self.package) as tests:
             await self._put(tests)
             result = await self._run(tests)
             await asyncio.to_thread(_keep_output, self.folder, result)
@@ -187,12 +187,12 @@ class _Run:
 
     async def wipe(self) -> None:
         """Remove the tests and what they left."""
-        async with host_folder() as empty:
+        async with scratch_folder(self.ctx) as empty:
             for place in (TESTS_DIR, VERIFIER_LOGS_DIR):
                 await self.sandbox.upload(empty, place, clear=True)
 
     async def _put(self, tests: Path | None) -> None:
-        async with host_folder() as empty:
+        async with scratch_folder(self.ctx) as empty:
             # Readable by the user that the tests run as, whatever our own umask is.
             empty.chmod(0o755)
             await self.sandbox.upload(
@@ -234,7 +234,7 @@ class _Run:
     async def _check_tests(self, tests: Path) -> None:
         """Refuse a run in which the tests themselves were changed, by the code they tested."""
         files = await asyncio.to_thread(small_files, tests)
-        async with host_folder() as folder:
+        async with scratch_folder(self.ctx) as folder:
             for index, (name, content) in enumerate(files):
                 local = folder / str(index)
                 limits = TransferLimits(max_bytes=len(content) + 1, max_file_bytes=len(content) + 1)

@@ -6,13 +6,14 @@ import asyncio
 import posixpath
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.context import Context
 from ramify.contracts.errors import (
     InfraError,
@@ -75,7 +76,7 @@ async def fresh_sandbox(
             await prepare(fresh, ctx)
         yield fresh
     finally:
-        await _to_the_end(fresh.teardown())
+        await uninterrupted(fresh.teardown())
 
 
 @asynccontextmanager
@@ -99,9 +100,9 @@ async def frozen_sandbox(ctx: Context, package: TaskPackage) -> AsyncGenerator[S
         try:
             yield copy
         finally:
-            await _to_the_end(copy.teardown())
+            await uninterrupted(copy.teardown())
     finally:
-        await _to_the_end(provider.discard(image))
+        await uninterrupted(provider.discard(image))
 
 
 def has_own_image(package: TaskPackage) -> bool:
@@ -189,13 +190,21 @@ def _exclude(local: Path, artifact: Artifact) -> None:
 
 
 @asynccontextmanager
-async def host_folder() -> AsyncGenerator[Path]:
-    """A temporary directory on the host, readable by us alone, removed on exit."""
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="ramify-evidence-"))
+async def scratch_folder(ctx: Context) -> AsyncGenerator[Path]:
+    """A directory among the rollout's artifacts, readable by us alone, removed on exit.
+
+    An engine that is killed leaves it there, and nowhere else on the host.
+    """
+    folder = Path(await asyncio.to_thread(_new_folder, ctx.artifacts))
     try:
         yield folder
     finally:
-        await _to_the_end(asyncio.to_thread(shutil.rmtree, folder))
+        await uninterrupted(asyncio.to_thread(shutil.rmtree, folder))
+
+
+def _new_folder(artifacts: Path) -> str:
+    artifacts.mkdir(parents=True, exist_ok=True)
+    return tempfile.mkdtemp(prefix=".scratch-", dir=artifacts)
 
 
 def _verifier_spec(
@@ -239,17 +248,3 @@ async def _remove(target: Sandbox, path: str) -> None:
     if not result.ok:
         said = result.stderr[-500:].decode(errors="replace")
         raise InfraError(f"cannot remove {path} in the verifier's sandbox: {said}")
-
-
-async def _to_the_end(work: Coroutine[None, None, None]) -> None:
-    """Await clean-up to its end; a cancellation that comes meanwhile is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled

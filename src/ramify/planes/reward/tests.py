@@ -8,17 +8,18 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from ramify.contracts.context import Context
 from ramify.contracts.errors import ConfigError
 from ramify.contracts.sandbox import MIB
 from ramify.contracts.task import TaskPackage
-from ramify.planes.reward.stage import host_folder
+from ramify.planes.reward.stage import scratch_folder
 
 _MAX_CHECKED_TESTS = 64
 _MAX_CHECKED_BYTES = 16 * MIB
 
 
 @asynccontextmanager
-async def tests_tree(package: TaskPackage) -> AsyncGenerator[Path | None]:
+async def tests_tree(ctx: Context, package: TaskPackage) -> AsyncGenerator[Path | None]:
     """The directory that becomes /tests; None where the verifier's image holds the tests.
 
     Several sources are laid over each other in a temporary copy.
@@ -39,7 +40,7 @@ async def tests_tree(package: TaskPackage) -> AsyncGenerator[Path | None]:
     if len(sources) == 1 and sources[0].is_dir():
         yield sources[0]
         return
-    async with host_folder() as folder:
+    async with scratch_folder(ctx) as folder:
         await asyncio.to_thread(_lay, sources, folder)
         yield folder
 
