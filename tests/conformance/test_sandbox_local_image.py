@@ -1,4 +1,4 @@
-"""The sandbox suite against our own namespaces, on an image that a Docker daemon handed out once."""
+"""The sandbox suite against our own namespaces, on an image that a Docker daemon gave once."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
+# What depends on the root file system; the rest is checked on the host's root.
+CHECKS = [one for one in SANDBOX_CHECKS if one.name.startswith(("exec.", "isolation.", "life."))]
 SPEC = SandboxSpec(image=os.environ.get("RAMIFY_TEST_IMAGE", "debian:bookworm"))
 
 
@@ -43,6 +45,6 @@ async def provider(
         await provider.aclose()
 
 
-@pytest.mark.parametrize("check", SANDBOX_CHECKS, ids=lambda check: check.name)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 async def test_local_image(check: SandboxCheck, provider: LocalProvider, tmp_path: Path) -> None:
     await check.run(SandboxBench(provider, SPEC, tmp_path, fresh=LocalProvider))
