@@ -68,6 +68,14 @@ async def _processes(sandbox: Sandbox) -> int:
     return int(await sh(sandbox, "set -- /proc/[0-9]*; echo $#"))
 
 
+async def _before_the_agent(sandbox: Sandbox) -> int:
+    """How many processes there are once the sandbox has made those that it keeps for itself."""
+    async with asyncio.TaskGroup() as group:
+        for _ in range(6):
+            group.create_task(sh(sandbox, "sleep 0.2"))
+    return await _processes(sandbox)
+
+
 async def _back_to(sandbox: Sandbox, before: int) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + 1.5
@@ -214,7 +222,7 @@ async def _cancel_when_idle(bench: AgentBench) -> None:
 async def _aclose_is_final(bench: AgentBench) -> None:
     """aclose ends the session and is idempotent; a prompt afterwards raises AgentError."""
     async with bench.scenes["works"]() as (agent, sandbox, ctx):
-        before = await _processes(sandbox)
+        before = await _before_the_agent(sandbox)
         session = await agent.connect(sandbox, ctx)
         await session.prompt(bench.prompt)
         await session.aclose()
@@ -228,7 +236,7 @@ async def _aclose_is_final(bench: AgentBench) -> None:
 async def _cancel_ends_the_turn(bench: AgentBench) -> None:
     """cancel ends the running turn within 2 s; prompt returns CANCELLED; its processes end."""
     async with bench.scenes["slow"]() as (agent, sandbox, ctx):
-        before = await _processes(sandbox)
+        before = await _before_the_agent(sandbox)
         session = await agent.connect(sandbox, ctx)
         prompt = asyncio.create_task(session.prompt(bench.prompt))
         await asyncio.sleep(0.4)
@@ -244,7 +252,7 @@ async def _cancel_ends_the_turn(bench: AgentBench) -> None:
 async def _aclose_ends_the_turn(bench: AgentBench) -> None:
     """aclose ends the session and every process of it, also in the middle of a turn."""
     async with bench.scenes["slow"]() as (agent, sandbox, ctx):
-        before = await _processes(sandbox)
+        before = await _before_the_agent(sandbox)
         session = await agent.connect(sandbox, ctx)
         prompt = asyncio.create_task(session.prompt(bench.prompt))
         await asyncio.sleep(0.4)
@@ -259,7 +267,7 @@ async def _aclose_ends_the_turn(bench: AgentBench) -> None:
 async def _cancelled_task_ends_the_turn(bench: AgentBench) -> None:
     """Cancelling the task that prompts ends the turn and its processes, and comes through."""
     async with bench.scenes["slow"]() as (agent, sandbox, ctx):
-        before = await _processes(sandbox)
+        before = await _before_the_agent(sandbox)
         session = await agent.connect(sandbox, ctx)
         prompt = asyncio.create_task(session.prompt(bench.prompt))
         await asyncio.sleep(0.4)
@@ -304,7 +312,7 @@ async def _lost_sandbox_is_not_the_agents_failure(bench: AgentBench) -> None:
 async def _failure_is_an_agent_error(bench: AgentBench) -> None:
     """The agent's own failure raises AgentError, with a message; its steps stay recorded."""
     async with bench.scenes["fails"]() as (agent, sandbox, ctx):
-        before = await _processes(sandbox)
+        before = await _before_the_agent(sandbox)
         session = await agent.connect(sandbox, ctx)
         try:
             reason = await session.prompt(bench.prompt)
