@@ -114,7 +114,11 @@ async def score_job(
 
 
 def _need_more(tasks: str | Path, task_ids: Set[str]) -> set[str]:
-    """Tasks whose tests are known to need more than the work directory."""
+    """Tasks whose tests need more than the final work directory.
+
+    Those known to, those that are scored after each of several steps, and Compose projects, whose
+    services had a state of their own.
+    """
     taskset = compose.taskset(str(tasks))
     needy: set[str] = set()
     for task_id in task_ids:
@@ -122,6 +126,7 @@ def _need_more(tasks: str | Path, task_ids: Set[str]) -> set[str]:
         if package is None:
             continue
         known = package.verifier.isolation or compose.remembered_level(package.digest)
-        if known in (IsolationLevel.FILESYSTEM, IsolationLevel.LIVE):
+        shares = known in (IsolationLevel.FILESYSTEM, IsolationLevel.LIVE)
+        if shares or package.steps or package.sandbox.compose is not None:
             needy.add(task_id)
     return needy
