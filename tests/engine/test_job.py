@@ -10,10 +10,12 @@ from contextlib import aclosing
 from fractions import Fraction
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ramify.contracts.errors import UsageError
 from ramify.contracts.events import LeaseEvent, LogEvent, MetricEvent
 from ramify.contracts.messages import Usage
 from ramify.contracts.result import ErrorInfo, RolloutResult, WorkItem
@@ -60,6 +62,7 @@ class Bench:
         self.clock = FakeClock()
         self.cancel = Cancellation()
         self.summary = summarise([], 0)
+        self.cost: float | None = None
 
     async def run(self, work: Work) -> list[RolloutResult]:
         """Open the directory, run the job to its end, close; the results in order."""
@@ -75,7 +78,7 @@ class Bench:
             budgets = Budgets({"rollouts": 3})
             job = Job(
                 self.plan, store, worker, observer, self.clock, self.cancel, budgets,
-                Metrics(), SpendBudget("cost", None),
+                Metrics(), SpendBudget("cost", self.cost),
             )  # fmt: skip
             async with aclosing(job.stream()) as stream:
                 results = [result async for result in stream]
@@ -223,6 +226,29 @@ async def test_cancelled_while_waiting_for_a_retry(tmp_path: Path) -> None:
     assert len(bench.calls) == 1
     assert result.outcome is Outcome.INFRA_ERROR, "what is known is recorded"
     assert read_results(tmp_path / "job") == {result.rollout_id: result}
+
+
+async def test_when_the_money_is_spent_nothing_more_starts(tmp_path: Path) -> None:
+    async def dear(item: WorkItem) -> RolloutResult:
+        return msgspec.structs.replace(ended(item, reward=1.0), usage=Usage(calls=1, cost_usd=0.6))
+
+    bench = Bench(tmp_path / "job")
+    bench.cost = 1.0
+    results = await bench.run(dear)
+    assert 2 <= len(results) < len(SLOTS), "what had started is finished, nothing else"
+    richer = Bench(tmp_path / "job")
+    assert len(await richer.run(dear)) == len(SLOTS)
+    assert len(richer.calls) == len(SLOTS) - len(results)
+
+
+async def test_a_cost_limit_needs_a_known_cost(tmp_path: Path) -> None:
+    async def free_of_prices(item: WorkItem) -> RolloutResult:
+        return msgspec.structs.replace(ended(item, reward=1.0), usage=Usage(calls=1))
+
+    bench = Bench(tmp_path / "job")
+    bench.cost = 1.0
+    with pytest.raises(UsageError, match="prices"):
+        await bench.run(free_of_prices)
 
 
 async def test_a_consumer_that_leaves_early_loses_nothing(tmp_path: Path) -> None:

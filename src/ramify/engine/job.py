@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ramify.contracts.context import CancelScope, Clock
-from ramify.contracts.errors import LimitExceededError
+from ramify.contracts.errors import LimitExceededError, UsageError
 from ramify.contracts.events import LeaseEvent, LogEvent, MetricEvent, Observer
 from ramify.contracts.result import RolloutResult, WorkItem
 from ramify.contracts.tree import Outcome
@@ -135,8 +135,14 @@ class Job:
 
     def _keep(self, result: RolloutResult) -> None:
         self._results[result.rollout_id] = result
+        usage = result.usage
+        if self._cost.limit is not None and usage.calls and usage.cost_usd is None:
+            raise UsageError(
+                "the job's cost is limited, but what the model costs is not known; give its "
+                "prices (-M input_price=... -M output_price=..., dollars per million tokens)"
+            )
         try:
-            self._cost.charge(result.usage.cost_usd or 0.0)
+            self._cost.charge(usage.cost_usd or 0.0)
         except LimitExceededError as error:
             # Said once for each rollout that goes over; `_while_allowed` starts nothing more.
             now = self._clock.now()
