@@ -228,3 +228,13 @@ def test_a_name_taken_back_frees_the_image_when_nobody_uses_it(tmp_path: Path) -
         assert named_images(other.root) == []
     finally:
         other.close()
+
+
+def test_names_with_a_digest_keep_it(store: LayerStore) -> None:
+    image = receive(store, saved([LOWER]))
+    pin = "@sha256:" + "0123456789abcdef" * 4
+    store.tag("docker.io/library/debian:12" + pin, image.id)
+    assert store.resolve("debian" + pin) == image
+    assert store.resolve("debian") is None
+    with pytest.raises(ConfigError, match="not an image name"):
+        store.tag("debian@sha256:short", image.id)

@@ -132,8 +132,11 @@ class LocalImages:
             try:
                 await self._client.connect()
             except (SandboxStartError, ConfigError) as error:
+                what = str(error)
+                if isinstance(error, SandboxStartError):
+                    what = what.partition(": ")[0]  # the rest is advice on another sandbox
                 raise ConfigError(
-                    f"{problem}, and a Docker daemon is needed once to make it ({error}); or where"
+                    f"{problem}, and a Docker daemon is needed once to make it ({what}); or where"
                     f" there is one: {remedy}",
                     field="image",
                 ) from error
