@@ -297,12 +297,12 @@ class _Reader:
 
     def _build(self, node: Node) -> ComposeBuild:
         if isinstance(node.value, str):
-            return ComposeBuild(self._below(node))
+            return ComposeBuild(self._context(node))
         node.known(_BUILD)
         at = node.entries()
         args = at["args"].pairs() if "args" in at else {}
         return ComposeBuild(
-            context=self._below(at["context"]) if "context" in at else self._folder,
+            context=self._context(at["context"]) if "context" in at else self._folder,
             dockerfile=(_text(at["dockerfile"]) if "dockerfile" in at else None) or "Dockerfile",
             args={
                 name: value if value is not None else self._env[name]
@@ -312,8 +312,16 @@ class _Reader:
             target=(_text(at["target"]) if "target" in at else None) or "",
         )
 
+    def _context(self, node: Node) -> Path:
+        if "://" in node.text() or node.text().startswith("git@"):
+            raise node.refusal("is no directory; nothing is fetched to build from")
+        place = self._below(node)
+        if not place.is_dir():
+            raise node.error(f"there is no directory {place}")
+        return place
+
     def _below(self, node: Node) -> Path:
-        """A directory of the task. Raises: ConfigError."""
+        """A path of the task. Raises: UnsupportedError."""
         place = (self._folder / node.text()).resolve()
         if not place.is_relative_to(self._folder):
             raise node.refusal(f"{node.text()} is outside {self._folder}")

@@ -10,7 +10,6 @@ import msgspec
 from ramify.contracts.errors import (
     ConfigError,
     SandboxLostError,
-    SandboxStartError,
     UnsupportedError,
 )
 from ramify.contracts.sandbox import BuildSpec, ComposeSpec, SandboxImage, SandboxSpec
@@ -20,7 +19,6 @@ from ramify.planes.sandbox.docker.images import Images
 from ramify.planes.sandbox.docker.world import World
 
 _BUILD_SEC = 1800.0
-_VACANT_SEC = 120.0
 
 
 class Projects:
@@ -57,33 +55,23 @@ class Projects:
                 raise SandboxLostError(
                     f"the services that {image.id} was frozen beside are gone; it cannot run alone"
                 )
-            if not world.ending:
-                raise UnsupportedError(
-                    "a Compose project is used by another container already, and its services "
-                    "cannot be copied: run one after the other"
-                )
-            world.ending = False
-            await _wait_for(world)
         else:
             project = await asyncio.to_thread(read_project, _compose(spec))
             images = await self._all_images(project)
             world = World(self._client, project, images, name, {**spec.labels, **self._labels})
-        world.users += 1
-        world.vacant.clear()
+        await world.enter(name)
         return world
 
     def keep(self, world: World, image: SandboxImage) -> None:
         """Keep a world, whose container was just frozen, until `discard` of that image."""
-        world.ending = True
         if image.id not in self._kept:
             self._kept[image.id] = world
             world.users += 1
 
-    async def leave(self, world: World) -> None:
-        """The container in it is gone: remove it, unless it is kept. Raises: SandboxError."""
-        world.ending = True
-        world.vacant.set()
-        await self._release(world)
+    async def leave(self, world: World, name: str) -> None:
+        """A container in it is gone: remove it, unless it is kept. Raises: SandboxError."""
+        if world.leave(name) and world.users == 0:
+            await world.remove()
 
     async def discard(self, image: SandboxImage) -> None:
         """Remove the world that an image was frozen in, if it was. Raises: SandboxError."""
@@ -134,15 +122,6 @@ def _as_declared(image: SandboxImage, service: Service) -> SandboxImage:
         workdir=service.workdir or image.workdir,
         env={**image.env, **service.env},
     )
-
-
-async def _wait_for(world: World) -> None:
-    """Until the container that was frozen is gone."""
-    try:
-        async with asyncio.timeout(_VACANT_SEC):
-            await world.vacant.wait()
-    except TimeoutError as error:
-        raise SandboxStartError("the container that was frozen could not be removed") from error
 
 
 def _compose(spec: SandboxSpec) -> ComposeSpec:

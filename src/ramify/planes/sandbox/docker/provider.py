@@ -254,6 +254,8 @@ class DockerProvider:
 
     def _remove(self, session: _Session, plan: Plan, world: World | None) -> None:
         """Remove a container in the background, and leave its world; once."""
+        if world is not None:
+            world.leaving(plan.name)
         if plan.name not in self._removals:
             task = self._start(self._removed(session, plan.name, world))
             self._removals[plan.name] = (plan.image.id, task)
@@ -265,7 +267,7 @@ class DockerProvider:
                 await remove_container(session.client, name)
             finally:
                 if world is not None:
-                    await session.projects.leave(world)
+                    await session.projects.leave(world, name)
         except (SandboxError, TimeoutError, ExceptionGroup) as error:
             # Its processes end with our connection all the same; a sweep takes the rest.
             _LOG.warning("the container %s could not be removed: %s", name, error)

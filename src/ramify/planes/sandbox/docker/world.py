@@ -15,6 +15,7 @@ from ramify.contracts.errors import (
     EnvironmentFailed,
     SandboxError,
     SandboxStartError,
+    UnsupportedError,
 )
 from ramify.contracts.sandbox import Healthcheck, SandboxImage
 from ramify.planes.sandbox.docker.client import ApiError, EngineClient
@@ -35,13 +36,14 @@ WORLD_LABEL = "ramify.world"
 
 _START_SEC = 120.0
 _UP_SEC = 900.0
+_VACANT_SEC = 120.0
 _T = TypeVar("_T")
 
 
 class World:
     """One running project. `users` counts who needs it; it is removed by `remove`.
 
-    `vacant` says that the agent's place in it is free, `ending` that it soon will be.
+    The agent's place in it is taken by one container at a time: `enter`, `leaving`, `leave`.
 
     Args:
         client: of the daemon.
@@ -63,10 +65,45 @@ class World:
         self.name = name
         self._labels = {**labels, WORLD_LABEL: name}
         self.users = 0
-        self.ending = False
-        self.vacant = asyncio.Event()
+        self._occupant: str | None = None
+        self._ending = False
+        self._vacant = asyncio.Event()
+        self._vacant.set()
         self._subnets: dict[str, str] = {}
         self._calls: set[asyncio.Task[Any]] = set()
+
+    async def enter(self, name: str) -> None:
+        """Take the agent's place for a container, once the last one is gone.
+
+        Raises: UnsupportedError (that one goes on), SandboxStartError (it does not go).
+        """
+        if self._occupant is not None and not self._ending:
+            raise UnsupportedError(
+                "a Compose project is used by another container already, and its services cannot "
+                "be copied: run one after the other"
+            )
+        self._ending = False
+        try:
+            async with asyncio.timeout(_VACANT_SEC):
+                await self._vacant.wait()
+        except TimeoutError as error:
+            raise SandboxStartError("the container that was frozen could not be removed") from error
+        self._vacant.clear()
+        self._occupant = name
+        self.users += 1
+
+    def leaving(self, name: str) -> None:
+        """A container is being removed."""
+        self._ending = self._ending or self._occupant == name
+
+    def leave(self, name: str) -> bool:
+        """A container is gone; whether it had been here until now."""
+        if self._occupant != name:
+            return False
+        self._occupant = None
+        self._vacant.set()
+        self.users -= 1
+        return True
 
     async def open(self) -> None:
         """Make the networks and volumes. Raises: SandboxStartError."""
