@@ -543,6 +543,15 @@ def test_a_compose_file_makes_a_compose_sandbox(directory: Directory) -> None:
     assert (spec.compose.env["K"], spec.compose.env["CPUS"]) == ("v", "2")
 
 
+def test_a_compose_file_that_is_part_of_the_problem_is_not_run(directory: Directory) -> None:
+    directory.write("environment/docker-compose.yml", "services: {web: {image: x}}\n")
+    assert directory.package().sandbox.compose is None
+    (directory.path / "environment" / "Dockerfile").unlink()
+    assert directory.package().sandbox.compose is not None
+    spec = directory.toml('[environment]\ndocker_image = "debian"').package().sandbox
+    assert (spec.compose, spec.image) == (None, "debian")
+
+
 def test_the_canary_is_not_for_the_agent(directory: Directory) -> None:
     directory.write("instruction.md", "# data canary GUID 1\n<!-- canary -->\n\nDo it.\n")
     assert directory.read().instruction == "Do it.\n"

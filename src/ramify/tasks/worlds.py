@@ -18,12 +18,8 @@ from ramify.tasks.texts import read_text
 DEFAULT_WORKDIR = "/app"
 """Work directory of a task that runs without an image and names none."""
 
-_COMPOSE_FILES = (
-    "docker-compose.yaml",
-    "docker-compose.yml",
-    "compose.yaml",
-    "compose.yml",
-)
+_COMPOSE_FILE = "docker-compose.yaml"
+_OTHER_COMPOSE_FILES = ("docker-compose.yml", "compose.yaml", "compose.yml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +78,8 @@ class Worlds:
         """A sandbox on the image, Compose file or Dockerfile of `folder`; None without any."""
         dockerfile = folder / "Dockerfile"
         compose = compose_file(folder)
+        if table.docker_image is not None and compose is not None and compose.name != _COMPOSE_FILE:
+            compose = None
         env = self.fields.env(f"{where}.env", table.env)
         workdir = self.fields.absolute(f"{where}.workdir", table.workdir)
         build: BuildSpec | None = None
@@ -217,9 +215,15 @@ class Worlds:
 
 
 def compose_file(folder: Path) -> Path | None:
-    """The Compose file of a directory, if it has one."""
-    places = (folder / name for name in _COMPOSE_FILES)
-    return next((place for place in places if place.is_file()), None)
+    """The Compose file that a directory is run by, if there is one.
+
+    That is docker-compose.yaml. Under any other name it counts only where there is no Dockerfile:
+    beside one it is part of the problem ("mend this file"), which the Dockerfile copies.
+    """
+    names = [_COMPOSE_FILE]
+    if not (folder / "Dockerfile").is_file():
+        names.extend(_OTHER_COMPOSE_FILES)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _variables(table: EnvironmentTable) -> dict[str, str]:
