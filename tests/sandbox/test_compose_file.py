@@ -63,7 +63,7 @@ WRONG = {
     "depends_on: {main: {condition: soon}}": "soon",
     "networks: [other]": "other",
     "volumes: ['data:/data']": "no volume 'data'",
-    "volumes: ['./missing:/data']": "there is no",
+    "volumes: [{type: bind, source: ./missing, target: /data}]": "there is no",
     "volumes: ['./data:relative']": "absolute",
     "volumes: ['./data:/']": "no place",
     "volumes: ['./data:/.ramify/bin']": "no place",
@@ -199,8 +199,17 @@ def test_the_agents_service_takes_its_image_from_the_task(tmp_path: Path) -> Non
     main = read(tmp_path, "services: {main: {depends_on: [db]}, db: {image: db}}").services["main"]
     assert main.build is not None
     assert main.build.context == tmp_path.resolve()
+    shared = "services: {main: {}, twin: {image: '${MAIN_IMAGE_NAME}'}}"
+    both = read(tmp_path, shared).services
+    assert both["main"].build is not None
+    assert both["main"].image == both["twin"].image
     assert main.depends_on == {"db": "service_started"}
     assert main.networks == {"default": ()}
+
+
+def test_a_directory_that_is_not_there_is_an_empty_volume(tmp_path: Path) -> None:
+    text = "services: {main: {image: base, volumes: ['./runs:/app/runs']}}"
+    assert read(tmp_path, text).services["main"].mounts == (Mount("volume", "", "/app/runs"),)
 
 
 def test_aliases_that_multiply_are_stopped(tmp_path: Path) -> None:

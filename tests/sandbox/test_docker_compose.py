@@ -18,13 +18,14 @@ import pytest_asyncio
 from ramify.contracts.errors import ConfigError, EnvironmentFailed, UnsupportedError
 from ramify.contracts.sandbox import (
     ComposeSpec,
+    Freezable,
     NetworkMode,
     NetworkPolicy,
     Sandbox,
     SandboxSpec,
 )
 from ramify.planes.sandbox.docker import DockerProvider
-from ramify.planes.sandbox.docker.client import EngineClient
+from ramify.planes.sandbox.docker.client import EngineClient, Json
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
 
@@ -117,8 +118,9 @@ async def left(name: str) -> list[str]:
         volumes = await client.call("GET", "/volumes", "list", query=query)
     finally:
         await client.aclose()
-    found = [item["Names"][0] for item in containers] + [item["Name"] for item in networks]
-    return found + [item["Name"] for item in volumes["Volumes"] or []]
+    made: list[Json] = volumes["Volumes"] or []
+    found = [str(item["Names"][0]) for item in containers]
+    return found + [str(item["Name"]) for item in (*networks, *made)]
 
 
 async def out(box: Sandbox, command: str) -> str:
@@ -168,7 +170,8 @@ async def test_a_frozen_container_comes_back_among_the_same_services(
 ) -> None:
     box = await docker.create(spec)
     await out(box, "echo work > /srv/work; echo agent >> /shared/order; sleep 600 & true")
-    image = await box.freeze()  # type: ignore[attr-defined]
+    assert isinstance(box, Freezable)
+    image = await box.freeze()
     locked = msgspec.structs.replace(spec, lockdown=True)
     judge = await docker.create(locked, image)
     assert await out(judge, "cat /srv/work /shared/order") == "work\nprepare\nserver\nagent"

@@ -21,6 +21,9 @@ Condition = Literal["service_started", "service_healthy", "service_completed_suc
 
 DEFAULT_NETWORK = "default"
 
+_OWN_IMAGE = "ramify/task"
+"""Stands for the name of the image that is built for the task; other services may use it."""
+
 _TOP = frozenset({"version", "name", "services", "networks", "volumes"})
 _SERVICE = frozenset(
     {
@@ -165,6 +168,9 @@ def _variables(spec: ComposeSpec, folder: Path) -> dict[str, str]:
         "T_BENCH_CONTAINER_LOGS_PATH": "/logs",
         "T_BENCH_CONTAINER_AGENT_LOGS_PATH": "/agent-logs",
         "T_BENCH_TASK_DOCKER_CLIENT_CONTAINER_NAME": spec.main,
+        "T_BENCH_TASK_DOCKER_CLIENT_IMAGE_NAME": _OWN_IMAGE,
+        "T_BENCH_TASK_DOCKER_FILE_PATH": "Dockerfile",
+        "MAIN_IMAGE_NAME": _OWN_IMAGE,
         "T_BENCH_TASK_DOCKER_NAME_PREFIX": "task",
         # Logs are fetched from the sandbox; no directory of the host is shared for them.
         "HOST_AGENT_LOGS_PATH": PLATFORM,
@@ -187,10 +193,10 @@ def _main(
     spec: ComposeSpec, folder: Path, env: Mapping[str, str], service: Service | None
 ) -> Service:
     """The service that the agent works in; Harbor takes its image from the task itself."""
-    if service is not None and (service.image or service.build):
+    if service is not None and (service.build or service.image not in (None, _OWN_IMAGE)):
         return service
-    image = env.get("PREBUILT_IMAGE_NAME") or env.get("MAIN_IMAGE_NAME")
-    build = None if image else ComposeBuild(folder.resolve())
+    image = env.get("PREBUILT_IMAGE_NAME") or env["MAIN_IMAGE_NAME"]
+    build = None if image != _OWN_IMAGE else ComposeBuild(folder.resolve())
     if build is not None and not (folder / "Dockerfile").is_file():
         what = "has neither image nor build" if service else "is no service of this file"
         raise ConfigError(

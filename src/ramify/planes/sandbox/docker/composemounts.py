@@ -46,7 +46,13 @@ def volume_of(node: Node, folder: Path, volumes: frozenset[str]) -> Mount | None
         if source and source not in volumes:
             raise node.error(f"there is no volume {source!r}; declare it under `volumes`")
         return Mount("volume", source, target, read_only)
-    return Mount("bind", str(_below(node, folder, source)), target, read_only=True)
+    place = _below(node, folder, source)
+    if not place.exists() and not node.is_map:
+        # Docker would make an empty directory on the host; here it is one of the container alone.
+        return Mount("volume", "", target, read_only)
+    if not place.exists():
+        raise node.error(f"there is no {place}")
+    return Mount("bind", str(place), target, read_only=True)
 
 
 def tmpfs_of(node: Node) -> dict[str, str]:
@@ -64,8 +70,6 @@ def _below(node: Node, folder: Path, source: str) -> Path:
     place = (folder / source).resolve()
     if source.startswith("~") or not place.is_relative_to(folder):
         raise node.refusal(f"{source} is a path of the host outside {folder}")
-    if not place.exists():
-        raise node.error(f"there is no {place}")
     return place
 
 
