@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ramify.planes.sandbox.docker.client import Json
-from ramify.planes.sandbox.docker.composefile import Service
 from ramify.planes.sandbox.docker.composemounts import Mount
+from ramify.planes.sandbox.docker.composeservice import Service
 
 _PIDS = 1024
 _SHM_BYTES = 256 * 1024 * 1024

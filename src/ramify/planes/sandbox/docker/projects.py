@@ -14,7 +14,8 @@ from ramify.contracts.errors import (
 )
 from ramify.contracts.sandbox import BuildSpec, ComposeSpec, SandboxImage, SandboxSpec
 from ramify.planes.sandbox.docker.client import EngineClient
-from ramify.planes.sandbox.docker.composefile import Project, Service, read_project
+from ramify.planes.sandbox.docker.composefile import Project, read_project
+from ramify.planes.sandbox.docker.composeservice import Service
 from ramify.planes.sandbox.docker.images import Images
 from ramify.planes.sandbox.docker.world import World
 

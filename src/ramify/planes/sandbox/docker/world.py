@@ -19,7 +19,8 @@ from ramify.contracts.errors import (
 )
 from ramify.contracts.sandbox import Healthcheck, SandboxImage
 from ramify.planes.sandbox.docker.client import ApiError, EngineClient
-from ramify.planes.sandbox.docker.composefile import Project, Service
+from ramify.planes.sandbox.docker.composefile import Project
+from ramify.planes.sandbox.docker.composeservice import Service
 from ramify.planes.sandbox.docker.containers import Seat, sidecar_body
 from ramify.planes.sandbox.docker.health import Watched
 from ramify.planes.sandbox.docker.launch import remove_container
