@@ -151,17 +151,51 @@ async def test_files_of_the_task_are_read_only(world: Sandbox) -> None:
     assert not (await world.exec("rm /data/server.py")).ok
 
 
+REACH = """
+import os, socket
+out = [f"links {len(os.listdir('/sys/class/net'))}", socket.gethostname()]
+for address in ("172.17.0.1", "store"):
+    try:
+        socket.create_connection((address, 8000), 3)
+        out.append("connected")
+    except OSError as error:
+        out.append(str(error.strerror or error))
+open("/shared/reach", "w").write(", ".join(out))
+"""
+SPY = """
+  spy:
+    image: ${IMAGE}
+    command: [python3, /data/reach.py]
+    hostname: outpost
+    volumes: ["shared:/shared", "./data:/data"]
+    depends_on: {store: {condition: service_healthy}}
+volumes:"""
+
+
 @pytest.mark.parametrize("mode", [NetworkMode.ALLOWLIST, NetworkMode.OPEN])
 async def test_with_a_way_out_the_services_stay_in_reach(
-    docker: DockerProvider, spec: SandboxSpec, mode: NetworkMode
+    docker: DockerProvider, docker_spec: SandboxSpec, tmp_path: Path, mode: NetworkMode
 ) -> None:
+    text = PROJECT.replace("\nvolumes:", SPY).replace(
+        "prepare: {condition",
+        "spy: {condition: service_completed_successfully}\n      prepare: {condition",
+        1,
+    )
+    spec = project(tmp_path, docker_spec.image, text)
+    (tmp_path / "data" / "reach.py").write_text(REACH)
     box = await docker.create(msgspec.structs.replace(spec, network=NetworkPolicy(mode)))
     assert await out(box, GET.format("store")) == "200"
-    assert not (await box.exec(DIAL.format("172.17.0.1", 22), timeout_sec=20)).ok
+    refused = await box.exec(DIAL.format("172.17.0.1", 9), timeout_sec=20)
+    links, host, bridge, peer = (await out(box, "cat /shared/reach")).split(", ")
+    assert (host, peer) == ("outpost", "connected")
     if mode is NetworkMode.OPEN:
-        # From the outside of its policies, a neighbour's address would say "refused".
-        refused = await box.exec(DIAL.format("172.17.0.1", 9), timeout_sec=20)
+        # Without the policies, the host's address would say "refused".
         assert b"not permitted" in refused.stderr
+        assert (links, bridge) == ("links 3", "Operation not permitted")
+    else:
+        assert not refused.ok
+        assert links == "links 2"
+        assert bridge != "connected"
     await box.teardown()
 
 

@@ -43,8 +43,13 @@ class Seat:
         return [_mount(mount, self.volumes, labels) for mount in self.service.mounts]
 
 
-def sidecar_body(seat: Seat, image: str, labels: Mapping[str, str]) -> Json:
-    """The container of a service beside the agent's: on the project's networks alone."""
+def sidecar_body(
+    seat: Seat, image: str, labels: Mapping[str, str], gate: str | None = None
+) -> Json:
+    """The container of a service beside the agent's: on the project's networks alone.
+
+    With a `gate`, in the network namespace of that container.
+    """
     service, resources = seat.service, seat.service.resources
     policy, _, retries = service.restart.partition(":")
     host: Json = {
@@ -60,7 +65,6 @@ def sidecar_body(seat: Seat, image: str, labels: Mapping[str, str]) -> Json:
         "ReadonlyRootfs": service.read_only,
         "Init": service.init,
         "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(retries or 0)},
-        **NO_NAME_SERVER,
     }
     if resources.memory:
         host["Memory"] = host["MemorySwap"] = resources.memory
@@ -68,7 +72,6 @@ def sidecar_body(seat: Seat, image: str, labels: Mapping[str, str]) -> Json:
         host["NanoCpus"] = round(resources.cpus * 1_000_000_000)
     body: Json = {
         "Image": image,
-        "Hostname": service.hostname or service.name,
         "Env": [f"{name}={value}" for name, value in service.env.items()],
         "Labels": dict(labels),
         "Tty": service.tty,
@@ -76,8 +79,13 @@ def sidecar_body(seat: Seat, image: str, labels: Mapping[str, str]) -> Json:
         # Ours are run instead (health.py): Docker waits a whole interval before the first.
         "Healthcheck": {"Test": ["NONE"]},
         "HostConfig": host,
-        **attachment(seat, host),
     }
+    if gate is not None:
+        host["NetworkMode"] = f"container:{gate}"
+    else:
+        body["Hostname"] = service.hostname or service.name
+        host.update(NO_NAME_SERVER)
+        body.update(attachment(seat, host))
     if service.entrypoint is not None:
         body["Entrypoint"] = list(service.entrypoint) or [""]
     if service.command is not None:

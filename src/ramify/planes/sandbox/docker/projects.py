@@ -17,6 +17,7 @@ from ramify.planes.sandbox.docker.client import EngineClient
 from ramify.planes.sandbox.docker.composefile import Project, read_project
 from ramify.planes.sandbox.docker.composeservice import Service
 from ramify.planes.sandbox.docker.images import Images
+from ramify.planes.sandbox.docker.runtime import Runtime
 from ramify.planes.sandbox.docker.world import World
 
 _BUILD_SEC = 1800.0
@@ -29,9 +30,15 @@ class Projects:
     """
 
     def __init__(
-        self, client: EngineClient, images: Images, labels: Mapping[str, str], arch: str
+        self,
+        client: EngineClient,
+        images: Images,
+        runtime: Runtime,
+        labels: Mapping[str, str],
+        arch: str,
     ) -> None:
-        self._client, self._images, self._labels, self._arch = client, images, labels, arch
+        self._client, self._images, self._runtime = client, images, runtime
+        self._labels, self._arch = labels, arch
         self._kept: dict[str, World] = {}
 
     async def prepare(self, spec: ComposeSpec) -> SandboxImage:
@@ -59,7 +66,8 @@ class Projects:
         else:
             project = await asyncio.to_thread(read_project, _compose(spec))
             images = await self._all_images(project)
-            world = World(self._client, project, images, name, {**spec.labels, **self._labels})
+            labels = {**spec.labels, **self._labels}
+            world = World(self._client, project, images, name, labels, spec.network, self._runtime)
         await world.enter(name)
         return world
 

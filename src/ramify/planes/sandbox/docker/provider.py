@@ -46,8 +46,8 @@ class _Session:
         self.owner = Owner(home)
         self.watchdog = Watchdog(client.address, self.owner.id)
         self.images = Images(client, self.owner.labels)
-        self.projects = Projects(client, self.images, self.owner.labels, daemon.arch)
         self.runtime = Runtime(client, self.owner.labels)
+        self.projects = Projects(client, self.images, self.runtime, self.owner.labels, daemon.arch)
 
 
 class DockerProvider:

@@ -1,12 +1,15 @@
 """The world of a Compose project: its networks, volumes and services, without the agent's own.
 
 Every network of a project is a private bridge that leads nowhere: the host has no address on it.
-What is beyond is reached by the agent's container alone, where its policy lets it.
+Where the policy is `open`, each service shares the network of a container of ours, its gate, which
+is on the way out too and closes private addresses before the service starts. Where it is an
+allow-list, only the agent's container has a way out, through the proxy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -17,20 +20,27 @@ from ramify.contracts.errors import (
     SandboxStartError,
     UnsupportedError,
 )
-from ramify.contracts.sandbox import Healthcheck, SandboxImage
+from ramify.contracts.sandbox import (
+    Healthcheck,
+    NetworkMode,
+    NetworkPolicy,
+    SandboxImage,
+    SandboxSpec,
+)
 from ramify.planes.sandbox.docker.client import ApiError, EngineClient
 from ramify.planes.sandbox.docker.composefile import Project
 from ramify.planes.sandbox.docker.composeservice import Service
 from ramify.planes.sandbox.docker.containers import Seat, sidecar_body
 from ramify.planes.sandbox.docker.health import Watched
-from ramify.planes.sandbox.docker.launch import remove_container
+from ramify.planes.sandbox.docker.launch import Plan, launch, remove_container
+from ramify.planes.sandbox.docker.link import Link
 from ramify.planes.sandbox.docker.networks import (
     connect_networks,
     host_name_servers,
     make_network,
     remove_network,
 )
-from ramify.planes.sandbox.docker.runtime import remove_volume
+from ramify.planes.sandbox.docker.runtime import Runtime, remove_volume
 
 WORLD_LABEL = "ramify.world"
 """Label of what belongs to a Compose project: the name of its world."""
@@ -52,6 +62,8 @@ class World:
         images: the image of each service.
         name: of the agent's first container; what is made is named after it.
         labels: put on everything.
+        network: what the services may reach.
+        runtime: what gates run.
     """
 
     def __init__(
@@ -61,8 +73,12 @@ class World:
         images: Mapping[str, SandboxImage],
         name: str,
         labels: Mapping[str, str],
+        network: NetworkPolicy,
+        runtime: Runtime,
     ) -> None:
         self._client, self._project, self._images = client, project, images
+        self._network_policy, self._runtime = network, runtime
+        self._gates: dict[str, Link] = {}
         self.name = name
         self._labels = {**labels, WORLD_LABEL: name}
         self.users = 0
@@ -181,6 +197,10 @@ class World:
         async with asyncio.TaskGroup() as group:
             for service in self._sidecars():
                 group.create_task(remove_container(self._client, self._container(service.name)))
+        while self._gates:
+            gate, link = self._gates.popitem()
+            await link.aclose()
+            await remove_container(self._client, gate)
         for network in self._project.networks:
             await remove_network(self._client, self._network(network))
         for volume in self._project.volumes:
@@ -194,16 +214,18 @@ class World:
 
     async def _start(self, service: Service) -> None:
         seat, name = self.seat(service.name), self._container(service.name)
+        gate = await self._gate(seat, f"{name}-gate")
         try:
             await self._client.call(
                 "POST",
                 "/containers/create",
                 f"create the service {service.name}",
                 query={"name": name},
-                body=sidecar_body(seat, self._images[service.name].id, self._labels),
+                body=sidecar_body(seat, self._images[service.name].id, self._labels, gate),
                 timeout_sec=_START_SEC,
             )
-            await connect_networks(self._client, name, seat.networks[1:])
+            if gate is None:
+                await connect_networks(self._client, name, seat.networks[1:])
             await self._client.call(
                 "POST",
                 f"/containers/{name}/start",
@@ -214,6 +236,29 @@ class World:
             if error.status in (400, 404):  # a command that is not there, a mount on a file
                 raise EnvironmentFailed(str(error)) from error
             raise SandboxStartError(str(error)) from error
+
+    async def _gate(self, seat: Seat, name: str) -> str | None:
+        """A container whose network a service shares, where that has a way out; its name."""
+        if self._network_policy.mode is not NetworkMode.OPEN or not seat.networks:
+            return None
+        service, image = seat.service, self._images[seat.service.name]
+        volume, command = await self._runtime.ensure(image.id)
+        bare = Service(service.name, hostname=service.hostname or service.name)
+        plan = Plan(
+            name=name,
+            spec=SandboxSpec(network=self._network_policy),
+            image=image,
+            volume=volume,
+            command=command,
+            labels=self._labels,
+            seat=dataclasses.replace(seat, service=bare),
+        )
+        try:
+            self._gates[name] = await launch(self._client, plan, lambda _reason: None)
+        except BaseException:
+            await asyncio.shield(remove_container(self._client, name))
+            raise
+        return name
 
     async def _make_network(self, network: str) -> None:
         name = self._network(network)
