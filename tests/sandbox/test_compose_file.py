@@ -178,7 +178,7 @@ volumes: {store: }
     assert main.networks == {"front": ("box-1", "web"), "default": ("box-1",)}
     assert main.mounts == (
         Mount("volume", "store", "/store"),
-        Mount("bind", str((tmp_path / "data").resolve()), "/data", read_only=True),
+        Mount("bind", str((tmp_path / "data").resolve()), "/data"),
     )
     assert (main.resources.cpus, main.resources.memory) == (None, 2 * 1024**3)
     assert db.image == "db:3.12"

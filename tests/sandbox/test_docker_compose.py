@@ -47,15 +47,15 @@ services:
     depends_on:
       store: {condition: service_healthy}
       prepare: {condition: service_completed_successfully}
-    volumes: ["shared:/shared", "./data:/data"]
+    volumes: ["shared:/shared", "./data:/data", "./fixed:/fixed:ro", "./fixed/server.py:/file"]
   prepare:
     image: ${IMAGE}
     command: sh -c "sleep 0.3; echo prepare >> /shared/order"
     volumes: ["shared:/shared"]
   store:
     image: ${IMAGE}
-    command: [python3, -u, /data/server.py]
-    volumes: ["shared:/shared", "./data:/data:ro"]
+    command: [python3, -u, /fixed/server.py]
+    volumes: ["shared:/shared", "./fixed:/fixed:ro"]
     depends_on: {prepare: {condition: service_completed_successfully}}
     healthcheck:
       test: python3 -c "import urllib.request as u; u.urlopen('http://localhost:8000')"
@@ -88,8 +88,11 @@ asyncio.run(main())
 
 
 def project(folder: Path, image: str | None, text: str = PROJECT) -> SandboxSpec:
-    (folder / "data").mkdir(exist_ok=True)
-    (folder / "data" / "server.py").write_text(SERVER)
+    for name in ("data", "fixed"):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "server.py").write_text(SERVER)
+    if not (folder / "data" / "link").is_symlink():
+        (folder / "data" / "link").symlink_to("/etc/hostname")
     (folder / "compose.yaml").write_text(text)
     return SandboxSpec(
         compose=ComposeSpec(str(folder / "compose.yaml"), "main", {"IMAGE": image or ""})
@@ -146,9 +149,17 @@ async def test_only_the_project_is_within_reach(world: Sandbox) -> None:
     assert not (await world.exec("getent hosts example.org", timeout_sec=20)).ok
 
 
-async def test_files_of_the_task_are_read_only(world: Sandbox) -> None:
-    assert not (await world.exec("touch /data/mine")).ok
-    assert not (await world.exec("rm /data/server.py")).ok
+async def test_files_of_the_task_can_be_written_inside_alone(
+    world: Sandbox, spec: SandboxSpec
+) -> None:
+    assert spec.compose is not None
+    before = (Path(spec.compose.file).parent / "data" / "server.py").read_text()
+    await out(world, "rm /data/server.py; echo mine > /data/mine; ls -l /data/link")
+    folder = Path(spec.compose.file).parent / "data"
+    assert sorted(path.name for path in folder.iterdir()) == ["link", "server.py"]
+    assert (folder / "server.py").read_text() == before
+    for path in ("/file", "/fixed/server.py"):
+        assert not (await world.exec(f"echo x >> {path}")).ok
 
 
 REACH = """
@@ -316,9 +327,9 @@ async def test_a_killed_engine_leaves_nothing(
     )  # fmt: skip
     assert engine.stdout is not None
     name = (await engine.stdout.readline()).decode().strip()
-    assert len(await left(name)) == 5
+    assert len(await left(name)) == 6
     await docker.sweep()
-    assert len(await left(name)) == 5, "a live engine's things are not touched"
+    assert len(await left(name)) == 6, "a live engine's things are not touched"
     engine.send_signal(signal.SIGKILL)
     killed = time.monotonic()
     await engine.wait()

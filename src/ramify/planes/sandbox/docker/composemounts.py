@@ -1,4 +1,8 @@
-"""What a Compose service mounts: volumes of its own project, and files of the task, read-only."""
+"""What a Compose service mounts: volumes of its own project, and files of the task.
+
+Nothing of the host is ever written: a directory that is not mounted read-only is copied into a
+volume of the project (copies.py), and a single file is always read-only.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +56,7 @@ def volume_of(node: Node, folder: Path, volumes: frozenset[str]) -> Mount | None
         return Mount("volume", "", target, read_only)
     if not place.exists():
         raise node.error(f"there is no {place}")
-    return Mount("bind", str(place), target, read_only=True)
+    return Mount("bind", str(place), target, read_only or not place.is_dir())
 
 
 def tmpfs_of(node: Node) -> dict[str, str]:

@@ -26,7 +26,7 @@ class Seat:
         service: what the Compose file says of it.
         networks: each network on the daemon, with the names that the container has there.
         subnets: the addresses of these networks.
-        volumes: names in the file → volumes on the daemon.
+        volumes: names in the file, and directories that are copied → volumes on the daemon.
         peers: names of the other services and their aliases.
         name_servers: the engine's, for a container with a way out.
     """
@@ -112,12 +112,13 @@ def endpoint(aliases: Sequence[str]) -> Json:
 
 
 def _mount(mount: Mount, volumes: Mapping[str, str], labels: Mapping[str, str]) -> Json:
-    made: Json = {
-        "Type": mount.kind,
-        "Source": volumes.get(mount.source, mount.source),
-        "Target": mount.target,
-        "ReadOnly": mount.read_only,
-    }
+    made: Json = {"Target": mount.target, "ReadOnly": mount.read_only}
     if mount.kind == "volume":
+        made |= {"Type": "volume", "Source": volumes.get(mount.source, "")}
         made["VolumeOptions"] = {"Labels": dict(labels)}
+    elif mount.source in volumes:
+        made |= {"Type": "volume", "Source": volumes[mount.source]}
+        made["VolumeOptions"] = {"NoCopy": True}
+    else:
+        made |= {"Type": "bind", "Source": mount.source, "ReadOnly": True}
     return made

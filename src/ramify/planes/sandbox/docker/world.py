@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ramify.contracts.errors import (
@@ -31,6 +32,7 @@ from ramify.planes.sandbox.docker.client import ApiError, EngineClient
 from ramify.planes.sandbox.docker.composefile import Project
 from ramify.planes.sandbox.docker.composeservice import Service
 from ramify.planes.sandbox.docker.containers import Seat, sidecar_body
+from ramify.planes.sandbox.docker.copies import fill_volume
 from ramify.planes.sandbox.docker.health import Watched
 from ramify.planes.sandbox.docker.launch import Plan, launch, remove_container
 from ramify.planes.sandbox.docker.link import Link
@@ -79,6 +81,10 @@ class World:
         self._client, self._project, self._images = client, project, images
         self._network_policy, self._runtime = network, runtime
         self._gates: dict[str, Link] = {}
+        self._volumes = {volume: f"{name}-vol-{_plain(volume)}" for volume in project.volumes}
+        self._copies = {
+            source: f"{name}-dir-{number}" for number, source in enumerate(_written(project))
+        }
         self.name = name
         self._labels = {**labels, WORLD_LABEL: name}
         self.users = 0
@@ -127,8 +133,11 @@ class World:
         try:
             for network in self._project.networks:
                 await self._do(self._make_network(network))
-            for volume in self._project.volumes:
+            for volume in (*self._volumes.values(), *self._copies.values()):
                 await self._do(self._make_volume(volume))
+            image = self._images[self._project.main].id
+            for source, volume in self._copies.items():
+                await self._do(fill_volume(self._client, volume, Path(source), image, self._labels))
         except ApiError as error:
             remedy = ""
             if "address pool" in error.reason:
@@ -152,7 +161,7 @@ class World:
                 for name, aliases in found.networks.items()
             ),
             subnets=tuple(self._subnets[name] for name in found.networks),
-            volumes={name: self._volume(name) for name in self._project.volumes},
+            volumes={**self._volumes, **self._copies},
             peers=tuple(sorted(peers)),
             name_servers=host_name_servers(),
         )
@@ -203,8 +212,8 @@ class World:
             await remove_container(self._client, gate)
         for network in self._project.networks:
             await remove_network(self._client, self._network(network))
-        for volume in self._project.volumes:
-            await remove_volume(self._client, self._volume(volume))
+        for volume in (*self._volumes.values(), *self._copies.values()):
+            await remove_volume(self._client, volume)
 
     def _sidecars(self) -> list[Service]:
         return [s for s in self._project.services.values() if s.name != self._project.main]
@@ -265,7 +274,7 @@ class World:
         self._subnets[network] = await make_network(self._client, name, self._labels)
 
     async def _make_volume(self, volume: str) -> None:
-        body = {"Name": self._volume(volume), "Labels": self._labels}
+        body = {"Name": volume, "Labels": self._labels}
         await self._client.call("POST", "/volumes/create", "make a volume", body=body)
 
     async def _do(self, work: Coroutine[Any, Any, _T]) -> _T:
@@ -285,9 +294,6 @@ class World:
 
     def _network(self, network: str) -> str:
         return f"{self.name}-net-{_plain(network)}"
-
-    def _volume(self, volume: str) -> str:
-        return f"{self.name}-vol-{_plain(volume)}"
 
 
 class _Start:
@@ -351,6 +357,12 @@ def _check(service: Service, image: SandboxImage) -> Healthcheck | None:
             own.retries or base.retries,
         )
     return None if found is None or not found.test or found.test[0] == "NONE" else found
+
+
+def _written(project: Project) -> list[str]:
+    """Directories of the task that a service may write."""
+    mounts = [mount for service in project.services.values() for mount in service.mounts]
+    return list(dict.fromkeys(m.source for m in mounts if m.kind == "bind" and not m.read_only))
 
 
 def _plain(name: str) -> str:
