@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from ramify.planes.sandbox.docker.client import ApiError, EngineClient, Json
 from ramify.planes.sandbox.docker.containers import endpoint
 
 _REMOVE_TRIES = 40
+_SUBNET_TRIES = 20
+_POOL = ipaddress.IPv4Network("10.128.0.0/9")
+_BITS = 26
 
 
 async def make_network(client: EngineClient, name: str, labels: Mapping[str, str]) -> str:
@@ -18,16 +22,33 @@ async def make_network(client: EngineClient, name: str, labels: Mapping[str, str
 
     Raises: ApiError.
     """
-    body: Json = {
-        "Name": name,
-        "CheckDuplicate": True,
-        "Internal": True,
-        "Labels": dict(labels),
-        "Options": {"com.docker.network.bridge.inhibit_ipv4": "true"},
-    }
-    await client.call("POST", "/networks/create", "make a network", body=body)
-    made: Json = await client.call("GET", f"/networks/{name}", "show a network")
-    return str(made["IPAM"]["Config"][0]["Subnet"])
+    tries = _SUBNET_TRIES
+    while True:
+        subnet = _some_subnet()
+        body: Json = {
+            "Name": name,
+            "CheckDuplicate": True,
+            "Internal": True,
+            "Labels": dict(labels),
+            "Options": {"com.docker.network.bridge.inhibit_ipv4": "true"},
+            "IPAM": {"Config": [{"Subnet": subnet}]},
+        }
+        try:
+            await client.call("POST", "/networks/create", "make a network", body=body)
+            return subnet
+        except ApiError as error:
+            tries -= 1
+            if "overlaps" not in error.reason or not tries:
+                raise
+
+
+def _some_subnet() -> str:
+    """A small subnet by chance: the daemon's own pools hold some thirty networks in all.
+
+    The host has no address on it and no route to it, so it is in nobody's way there.
+    """
+    offset = secrets.randbelow(_POOL.num_addresses >> (32 - _BITS)) << (32 - _BITS)
+    return f"{_POOL.network_address + offset}/{_BITS}"
 
 
 async def connect_networks(

@@ -139,13 +139,7 @@ class World:
             for source, volume in self._copies.items():
                 await self._do(fill_volume(self._client, volume, Path(source), image, self._labels))
         except ApiError as error:
-            remedy = ""
-            if "address pool" in error.reason:
-                remedy = (
-                    "; every Compose task needs a network of its own: run fewer at once, or give "
-                    "the daemon more `default-address-pools`"
-                )
-            raise SandboxStartError(f"{error}{remedy}") from error
+            raise SandboxStartError(str(error)) from error
 
     def seat(self, service: str | None = None) -> Seat:
         """The place of a service; None: of the agent's."""
