@@ -41,7 +41,7 @@ class Watched:
         """
         interval = check.interval_sec or _INTERVAL_SEC
         limit = check.start_period_sec + interval * (check.retries or _RETRIES)
-        limit += check.timeout_sec or _TIMEOUT_SEC
+        limit += min(check.timeout_sec or _TIMEOUT_SEC, interval)  # the last one may still run
         started, pause, said = time.monotonic(), _FIRST_PAUSE_SEC, ""
         while True:
             passed, said = await self._probe(check)
