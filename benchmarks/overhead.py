@@ -4,10 +4,11 @@
 
 Measured against its floor in the same run, in turns: `docker run --rm IMAGE sh -c …`, eight times
 at concurrency 4. Ramify does more: it gives each rollout a supervised sandbox without network,
-provisions, lets the agent act, runs the tests, and records everything durably. At level `live` that
-is one sandbox per task, as in the floor; at level `outputs` the tests get a second, fresh one.
-Goals: on docker at most twice the floor for each sandbox, on local less than the floor, two
-sandboxes included; `ramify --version` within 250 ms and `import ramify` within 150 ms (the least
+provisions, lets the agent act, runs the tests, and records everything durably. At level
+`filesystem`, the default where nothing is known of a task, the tests run on the agent's file system
+with none of its processes; at level `outputs` they get a second, fresh sandbox, so that there are
+twice as many containers as in the floor.
+Goals: on docker at most twice the floor at the default level, on local less than the floor at any; `ramify --version` within 250 ms and `import ramify` within 150 ms (the least
 of the rounds counts: it is a question of work, not of what else the machine does).
 """
 
@@ -110,7 +111,7 @@ async def main(rounds: int) -> int:
         tasks = make_tasks(place / "tasks")
         contests: dict[str, Contest] = {"docker run (floor)": raw_docker} if has_docker() else {}
         for sandbox in ("docker", "local") if contests else ("local",):
-            for level in (IsolationLevel.LIVE, IsolationLevel.OUTPUTS):
+            for level in (IsolationLevel.FILESYSTEM, IsolationLevel.OUTPUTS):
                 contests[f"ramify {sandbox}, {level}"] = ours(sandbox, level, tasks)
         for turn in range(-1, rounds):  # turn -1 warms up: runtime volume, image, page cache
             for number, (name, contest) in enumerate(contests.items()):
@@ -151,11 +152,8 @@ def report(times: dict[str, list[float]]) -> int:
         "ramify --version ≤ 250 ms": min(times["ramify --version"]) <= 0.250,
     }
     if floor:
-        goals["docker ≤ 2 × floor, one sandbox per task"] = (
-            found["ramify docker, live"] <= 2 * floor
-        )
-        goals["docker ≤ 4 × floor, two sandboxes per task"] = (
-            found["ramify docker, outputs"] <= 4 * floor
+        goals["docker ≤ 2 × floor at the default level"] = (
+            found["ramify docker, filesystem"] <= 2 * floor
         )
         goals["local < floor, two sandboxes per task"] = found["ramify local, outputs"] < floor
     for goal, held in goals.items():

@@ -6,7 +6,7 @@ python examples/04_sandbox.py
 import asyncio
 
 from ramify.compose import sandbox_provider
-from ramify.contracts.sandbox import Freezable
+from ramify.contracts.frozen import Freezable
 from ramify.contracts.sandbox import SandboxSpec as Spec
 
 

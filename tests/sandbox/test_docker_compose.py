@@ -16,9 +16,9 @@ import pytest
 import pytest_asyncio
 
 from ramify.contracts.errors import ConfigError, EnvironmentFailed, UnsupportedError
+from ramify.contracts.frozen import Freezable
 from ramify.contracts.sandbox import (
     ComposeSpec,
-    Freezable,
     NetworkMode,
     NetworkPolicy,
     Sandbox,

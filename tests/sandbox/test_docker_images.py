@@ -15,7 +15,8 @@ import pytest
 import pytest_asyncio
 
 from ramify.contracts.errors import ConfigError, SandboxError, SandboxLostError, SandboxStartError
-from ramify.contracts.sandbox import BuildSpec, Freezable, SandboxSpec
+from ramify.contracts.frozen import Freezable
+from ramify.contracts.sandbox import BuildSpec, SandboxSpec
 from ramify.planes.sandbox.docker import DockerProvider
 from ramify.planes.sandbox.docker.client import EngineClient
 

@@ -1,7 +1,7 @@
 """Where it runs: an isolated file system and process space.
 
-A ladder of guarantees: `Sandbox` runs things, `Freezable` adds a frozen file system,
-`Snapshottable` adds live checkpoint and restore. A `SandboxProvider` creates a Sandbox from a
+A ladder of guarantees: `Sandbox` runs things; contracts/frozen.py adds a frozen file system, and
+live checkpoint and restore. A `SandboxProvider` creates a Sandbox from a
 spec, or from a `SandboxImage`, so that N children of one state run side by side.
 """
 
@@ -413,35 +413,6 @@ class Sandbox(Protocol):
 
     async def teardown(self) -> None:
         """End it and remove everything that belongs to it. Idempotent, bounded in time."""
-        ...
-
-
-@runtime_checkable
-class Freezable(Protocol):
-    """A sandbox whose file system can become an image."""
-
-    async def freeze(self) -> SandboxImage:
-        """Kill every process inside, then turn the file system into an image.
-
-        The sandbox is spent: afterwards only `teardown` may be called. The image lives until
-        `SandboxProvider.discard`. Raises: SandboxError, SandboxLostError.
-        """
-        ...
-
-
-@runtime_checkable
-class Snapshottable(Freezable, Protocol):
-    """A sandbox whose processes can be captured together with its files, as one cut."""
-
-    async def checkpoint(self) -> SandboxImage:
-        """Capture files and processes. The sandbox goes on as a child of the new image.
-
-        Raises: UnsupportedError (something alive cannot be captured; never a silent downgrade).
-        """
-        ...
-
-    async def restore(self, image: SandboxImage) -> None:
-        """Put this sandbox into exactly the state of `image`."""
         ...
 
 

@@ -11,14 +11,13 @@ from pathlib import Path
 import msgspec
 
 from ramify.contracts.errors import RamifyError, UnsupportedError
+from ramify.contracts.frozen import Freezable, Snapshottable
 from ramify.contracts.sandbox import (
     BuildSpec,
-    Freezable,
     Limits,
     NetworkMode,
     NetworkPolicy,
     SandboxSpec,
-    Snapshottable,
 )
 from ramify.testing.check import CheckSkipped, ConformanceError, check, equal, raises, require
 from ramify.testing.sandbox_bench import SandboxBench, alive, mark, need_program, sh

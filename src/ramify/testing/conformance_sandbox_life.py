@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 
 from ramify.contracts.errors import ConfigError, SandboxError, SandboxLostError
+from ramify.contracts.frozen import Freezable
 from ramify.contracts.sandbox import (
     ByteReader,
     ByteWriter,
-    Freezable,
     Sandbox,
     SandboxImage,
     SandboxSpec,

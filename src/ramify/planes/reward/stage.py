@@ -21,10 +21,10 @@ from ramify.contracts.errors import (
     TransferLimitError,
     UnsupportedError,
 )
+from ramify.contracts.frozen import Freezable, HandsOver
 from ramify.contracts.inside import ARTIFACTS_DIR, inside
 from ramify.contracts.result import KeptPath
 from ramify.contracts.sandbox import (
-    Freezable,
     NetworkPolicy,
     Sandbox,
     SandboxProvider,
@@ -94,6 +94,17 @@ async def frozen_sandbox(ctx: Context, package: TaskPackage) -> AsyncGenerator[S
             "`filesystem` needs; choose another sandbox or another level"
         )
     spec = _verifier_spec(sandbox, provider, package)
+    if isinstance(sandbox, HandsOver):
+        try:
+            copy = await sandbox.hand_over(spec)
+        except UnsupportedError:
+            pass  # Not in place: then the long way, below.
+        else:
+            try:
+                yield copy
+            finally:
+                await uninterrupted(copy.teardown())
+            return
     image = await sandbox.freeze()
     try:
         copy = await provider.create(spec, image)

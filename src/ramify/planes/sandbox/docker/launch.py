@@ -23,7 +23,12 @@ _START_SEC = 120.0
 _HELLO_SEC = 30.0
 _GONE_SEC = 60.0
 _LOADER_VARIABLES = ("LD_", "GLIBC_", "MALLOC_", "GCONV_", "LOCPATH", "PYTHON")
-_LOCKDOWN_CAPS = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
+_LOCKDOWN = {
+    "CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "KILL": 5, "SETGID": 6, "SETUID": 7,
+}  # fmt: skip
+_LOCKDOWN_CAPS = tuple(_LOCKDOWN)
+LOCKDOWN_NUMBERS = tuple(_LOCKDOWN.values())
+"""What root keeps in a locked-down container, by the kernel's numbers."""
 
 
 @dataclass(frozen=True, slots=True)

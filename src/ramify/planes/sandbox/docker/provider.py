@@ -232,8 +232,12 @@ class DockerProvider:
             session.runtime.forget()  # perhaps it was removed, and that is why
             await asyncio.shield(remove_container(session.client, plan.name))
             raise
-        sandbox = DockerSandbox(plan, link, self.capabilities(), ended, commit)
-        self._sandboxes[plan.name] = sandbox
+
+        def adopt(heir: DockerSandbox) -> None:
+            self._sandboxes[plan.name] = heir
+
+        sandbox = DockerSandbox(plan, link, self.capabilities(), ended, commit, adopt)
+        adopt(sandbox)
         try:
             await sandbox.connect_proxy()
         except BaseException:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import ramify.planes.sandbox.docker.commands as commands
 import ramify.planes.sandbox.docker.streams as streams
 import ramify.planes.sandbox.docker.trees as trees
-from ramify.contracts.errors import SandboxError, SandboxLostError
+from ramify.contracts.errors import SandboxError, SandboxLostError, UnsupportedError
 from ramify.contracts.sandbox import (
     MIB,
     Capabilities,
@@ -25,7 +26,7 @@ from ramify.contracts.sandbox import (
     TransferLimits,
     TransferReport,
 )
-from ramify.planes.sandbox.docker.launch import Plan
+from ramify.planes.sandbox.docker.launch import LOCKDOWN_NUMBERS, Plan
 from ramify.planes.sandbox.docker.link import Link
 from ramify.planes.sandbox.proxy import PROXY_PORT, EgressProxy
 
@@ -36,7 +37,8 @@ _TEARDOWN_SEC = 2.0
 class DockerSandbox:
     """One container. Made by `DockerProvider.create`.
 
-    `remove` removes the container, `commit` turns it into an image.
+    `remove` removes the container, `commit` turns it into an image, `adopt` notes that another
+    object stands for it from now on.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class DockerSandbox:
         capabilities: Capabilities,
         remove: Callable[[], None],
         commit: Callable[[], Awaitable[SandboxImage]],
+        adopt: Callable[[DockerSandbox], None],
     ) -> None:
         self._plan, self._link, self._capabilities = plan, link, capabilities
-        self._remove, self._commit = remove, commit
+        self._remove, self._commit, self._adopt = remove, commit, adopt
         self._forwards: list[streams.PortForward] = []
         self._listeners: list[streams.ChannelListener] = []
         self._proxy_env: dict[str, str] = {}
@@ -159,6 +162,33 @@ class DockerSandbox:
         finally:
             await self.teardown()
 
+    async def hand_over(self, spec: SandboxSpec) -> DockerSandbox:
+        """Go on as a sandbox of `spec` in the same container; see the contract.
+
+        Raises: UnsupportedError (another network or other limits, or a project's services),
+        SandboxError, SandboxLostError.
+        """
+        link, own = self._alive(), self.spec
+        allowlist = NetworkMode.ALLOWLIST in (own.network.mode, spec.network.mode)
+        if own.network != spec.network or own.limits != spec.limits or allowlist:
+            raise UnsupportedError("a container keeps its network and its limits")
+        if self._plan.seat is not None or not spec.lockdown:
+            raise UnsupportedError("only a container of its own can be locked down in place")
+        self._frozen = self._ended = True
+        heir = DockerSandbox(
+            dataclasses.replace(self._plan, spec=spec),
+            link, self._capabilities, self._remove, self._commit, self._adopt,
+        )  # fmt: skip
+        self._adopt(heir)
+        try:
+            await self._settle(link, _SETTLE_SEC, lock=True)
+            for part in (*self._forwards, *self._listeners):
+                await part.aclose()
+        except BaseException:
+            await asyncio.shield(heir.teardown())
+            raise
+        return heir
+
     async def teardown(self) -> None:
         """Kill everything inside, at once; the container's record is removed in the background.
 
@@ -177,11 +207,14 @@ class DockerSandbox:
             for part in (*self._forwards, *self._listeners, self._link):
                 await asyncio.shield(part.aclose())
 
-    async def _settle(self, link: Link, deadline_sec: float) -> None:
-        """Kill every process but the supervisor. Raises: SandboxError, SandboxLostError."""
+    async def _settle(self, link: Link, deadline_sec: float, *, lock: bool = False) -> None:
+        """Kill every process but the supervisor, and take the privileges of what comes after.
+
+        Raises: SandboxError, SandboxLostError.
+        """
         # Whoever waits for a command learns that the sandbox ended, not how we ended the command.
         link.abandon(f"the sandbox {self.id} ended")
-        channel = link.open({"op": "settle"})
+        channel = link.open({"op": "settle", "keep": LOCKDOWN_NUMBERS if lock else None})
         try:
             async with asyncio.timeout(deadline_sec):
                 event = await channel.until("settled", "failed")

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PR_SET_DUMPABLE = 4
+_PR_CAPBSET_DROP = 24
+_CAPABILITIES = 41
 _OOM_SCORE = 500
 _OWN_USER = (None, "root", "0", "0:0", "root:root")
 _MAX_ACCEPTED = 512
@@ -375,8 +377,14 @@ class Supervisor:
 
     # The end
 
-    def _settle(self, channel: _Channel, _request: dict[str, Any]) -> None:
-        """Kill everything but this process, at once: PID 1 can."""
+    def _settle(self, channel: _Channel, request: dict[str, Any]) -> None:
+        """Kill everything but this process, at once: PID 1 can.
+
+        With `keep` (numbers of capabilities) no command from now on has any other.
+        """
+        if request["keep"] is not None:
+            for capability in set(range(_CAPABILITIES)) - set(request["keep"]):
+                processes.prctl(_PR_CAPBSET_DROP, capability)
         for _ in range(1000):
             try:
                 os.kill(-1, signal.SIGKILL)

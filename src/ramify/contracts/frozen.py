@@ -1,0 +1,55 @@
+"""The upper rungs of the sandbox ladder: what survives the processes of a sandbox, or all of it."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from ramify.contracts.sandbox import Sandbox, SandboxImage, SandboxSpec
+
+
+@runtime_checkable
+class Freezable(Protocol):
+    """A sandbox whose file system can become an image."""
+
+    async def freeze(self) -> SandboxImage:
+        """Kill every process inside, then turn the file system into an image.
+
+        The sandbox is spent: afterwards only `teardown` may be called. The image lives until
+        `SandboxProvider.discard`. Raises: SandboxError, SandboxLostError.
+        """
+        ...
+
+
+@runtime_checkable
+class HandsOver(Protocol):
+    """A sandbox whose file system can go on in place, where nobody else needs it.
+
+    What `freeze` and one `create` on its image amount to, without the cost of either.
+    """
+
+    async def hand_over(self, spec: SandboxSpec) -> Sandbox:
+        """Kill every process inside; the file system goes on as a sandbox of `spec`.
+
+        None of the processes, environment or privileges of this one are left. This one is spent;
+        tearing it down is the new one's business.
+
+        Raises: UnsupportedError (this file system cannot become a sandbox of that spec in place;
+        nothing has happened, so freeze and create), SandboxError, SandboxLostError.
+        """
+        ...
+
+
+@runtime_checkable
+class Snapshottable(Freezable, Protocol):
+    """A sandbox whose processes can be captured together with its files, as one cut."""
+
+    async def checkpoint(self) -> SandboxImage:
+        """Capture files and processes. The sandbox goes on as a child of the new image.
+
+        Raises: UnsupportedError (something alive cannot be captured; never a silent downgrade).
+        """
+        ...
+
+    async def restore(self, image: SandboxImage) -> None:
+        """Put this sandbox into exactly the state of `image`."""
+        ...
