@@ -9,7 +9,8 @@ provisions, lets the agent act, runs the tests, and records everything durably. 
 with none of its processes; at level `outputs` they get a second, fresh sandbox, so that there are
 twice as many containers as in the floor.
 Goals: on docker at most twice the floor at the default level, on local less than the floor at any;
-`ramify --version` within 250 ms and `import ramify` within 150 ms (the least of the rounds counts: it is a question of work, not of what else the machine does).
+`ramify --version` within 250 ms and `import ramify` within 150 ms (the least of the rounds counts:
+it is a question of work, not of what else the machine does).
 """
 
 from __future__ import annotations
