@@ -205,8 +205,6 @@ def _levels(package: TaskPackage, can: Capabilities) -> list[IsolationLevel]:
         return [package.verifier.isolation]
     if package.verifier.separate:
         return [IsolationLevel.OUTPUTS]
-    if package.sandbox.compose is not None:
-        return [IsolationLevel.LIVE]
     return [
         level for level in _LADDER
         if not (level is IsolationLevel.OUTPUTS and not package.outputs)

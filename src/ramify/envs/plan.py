@@ -277,9 +277,10 @@ def _require_packages(tasks: Sequence[Task]) -> None:
 def _isolation(task: Task, can: Capabilities, options: RunOptions) -> IsolationLevel:
     """The caller's level, else the task's, else what was found, else `filesystem`.
 
-    A Compose project is verified `live` by default: its services are part of what the tests ask.
-    A separate verifier is the level `outputs`. Where nothing can be frozen (`bare`), a level
-    nobody asked for by name becomes `live`; the record of each reward says so.
+    The services of a Compose project live on beside a frozen file system, as they are part of what
+    the tests may ask; at stricter levels they are fresh. A separate verifier is the level
+    `outputs`. Where nothing can be frozen (`bare`), a level nobody asked for by name becomes
+    `live`; the record of each reward says so.
     """
     package = task.package
     if package is None:
@@ -295,8 +296,7 @@ def _isolation(task: Task, can: Capabilities, options: RunOptions) -> IsolationL
             )
         return options.isolation
     level = package.verifier.isolation or compose.remembered_level(package.digest)
-    usual = IsolationLevel.FILESYSTEM if package.sandbox.compose is None else IsolationLevel.LIVE
-    level = level or usual
+    level = level or IsolationLevel.FILESYSTEM
     if options.shares_at_most is not None:
         level = min(level, options.shares_at_most, key=list(IsolationLevel).index)
     return level if freezes or level is not IsolationLevel.FILESYSTEM else IsolationLevel.LIVE

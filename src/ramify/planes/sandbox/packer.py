@@ -201,7 +201,13 @@ class _Packer:
                     entered = self.child(fd, name, prefix + name)
                 except OSError as error:
                     # It vanished or changed its type under us: as if it had never been there.
-                    if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+                    if error.errno not in (
+                        errno.ENOENT,
+                        errno.ELOOP,
+                        errno.ENOTDIR,
+                        errno.ENXIO,
+                        errno.EINVAL,
+                    ):
                         raise
                     continue
                 if entered is not None:
