@@ -98,6 +98,9 @@ def header(
 END = b"\0" * (2 * _BLOCK)
 """The end of an archive; a stream without it was cut."""
 
+_CHANGED = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EINVAL)
+"""What the kernel says of an entry that is no longer what it was a moment ago."""
+
 
 class Limits(NamedTuple):
     """Bounds on what is packed."""
@@ -201,13 +204,7 @@ class _Packer:
                     entered = self.child(fd, name, prefix + name)
                 except OSError as error:
                     # It vanished or changed its type under us: as if it had never been there.
-                    if error.errno not in (
-                        errno.ENOENT,
-                        errno.ELOOP,
-                        errno.ENOTDIR,
-                        errno.ENXIO,
-                        errno.EINVAL,
-                    ):
+                    if error.errno not in _CHANGED:
                         raise
                     continue
                 if entered is not None:
