@@ -175,3 +175,15 @@ async def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="no images"):
         await bare.create(SandboxSpec(image="debian"))
     await bare.aclose()
+
+
+def test_an_engine_that_died_with_mail_unread_is_a_connection_error() -> None:
+    """What the spawner and the supervisors must expect of their next word to a dead engine."""
+    ours, engine = wire.pair()
+    wire.send(ours, {"event": "ready"})
+    engine.close()
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            wire.send(ours, {"event": "gone"})
+    assert wire.receive(ours) is None
+    ours.close()

@@ -136,7 +136,7 @@ class _Spawner:
         if self._engine.fileno() >= 0:
             try:
                 wire.send(self._engine, {"event": event, "name": name, "text": text})
-            except BrokenPipeError:  # the engine is gone; the next poll says so
+            except ConnectionError:  # the engine is gone; the next poll says so
                 return
 
     def _create(self, message: wire.Message, control: int) -> None:

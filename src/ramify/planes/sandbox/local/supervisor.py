@@ -222,7 +222,7 @@ class _Supervisor:
     def _send(self, message: wire.Message, fds: list[int] | None = None) -> None:
         try:
             wire.send(self._control, message, fds or [])
-        except BrokenPipeError:  # the engine is gone; the next poll says so
+        except ConnectionError:  # the engine is gone; the next poll says so
             return
 
 

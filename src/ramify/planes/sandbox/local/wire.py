@@ -26,7 +26,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
-    """Send a message. Raises OSError: BlockingIOError when full, BrokenPipeError when gone."""
+    """Send a message. Raises OSError: BlockingIOError when full, ConnectionError when gone."""
     data = json.dumps(message, separators=(",", ":")).encode()
     if len(data) <= _PACKET:
         socket.send_fds(sock, [data], list(fds))
