@@ -62,8 +62,9 @@ class ComposeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A project of several services: a Compose file, and the service that the agent works in.
 
     `file` is an absolute path on the host; build contexts are relative to its directory. `main`
-    is the service (Harbor: `main`, Terminal-Bench: `client`). `env` is what `${VAR}` in the file
-    stands for, and nothing else does: the host's own environment does not enter.
+    is the service (Harbor: `main`, Terminal-Bench: `client`). `env` comes first in what `${VAR}`
+    in the file stands for, then the variables that Harbor and Terminal-Bench set, then `.env` beside
+    the file; the host's own environment does not enter.
     """
 
     file: str

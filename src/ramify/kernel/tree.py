@@ -1,7 +1,7 @@
 """A rollout's tree in flat arrays: ids are append-ordered, so a parent precedes its children.
 
-Structure costs 21 bytes a node (parent, depth, last child, previous sibling, status); the
-payload of a step is shared, never copied.
+Structure costs 17 bytes a node (parent, depth, last child, previous sibling, status) and a
+reference to the step, whose payload is shared, never copied.
 """
 
 from __future__ import annotations

@@ -83,7 +83,8 @@ async def fresh_sandbox(
 async def frozen_sandbox(ctx: Context, package: TaskPackage) -> AsyncGenerator[Sandbox]:
     """A locked-down sandbox on the agent's frozen file system, with none of its processes.
 
-    The agent's sandbox is spent afterwards. The frozen image is discarded on exit.
+    The agent's sandbox is spent afterwards. Where it can be handed over, it goes on in place, with
+    the verifier's privileges; else a frozen image carries the files, and is discarded on exit.
 
     Raises: UnsupportedError where the provider cannot freeze.
     """

@@ -7,7 +7,8 @@ process of the container along.
 The agent may be root in here. The descriptors of the wire are close-on-exec and this process is
 not dumpable, so without CAP_SYS_PTRACE (which Docker does not give) `/proc/1/fd` is out of reach;
 with it, or with a kernel hole, what this process says can be forged. So the engine checks
-everything that it says, and verification runs in fresh containers.
+everything that it says, and the stricter levels of verification run in fresh containers; only at
+`filesystem` may this process go on, once it has killed everything else, and with fewer powers.
 """
 
 from __future__ import annotations
