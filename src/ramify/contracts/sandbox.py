@@ -63,8 +63,8 @@ class ComposeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `file` is an absolute path on the host; build contexts are relative to its directory. `main`
     is the service (Harbor: `main`, Terminal-Bench: `client`). `env` comes first in what `${VAR}`
-    in the file stands for, then the variables that Harbor and Terminal-Bench set, then `.env` beside
-    the file; the host's own environment does not enter.
+    in the file stands for, then the variables that Harbor and Terminal-Bench set, then `.env`
+    beside the file; the host's own environment does not enter.
     """
 
     file: str
