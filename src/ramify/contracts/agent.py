@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from ramify.contracts.context import Context
 from ramify.contracts.sandbox import Sandbox
-from ramify.contracts.tree import Step
+from ramify.contracts.tree import Fidelity, Step
 
 
 class StopReason(StrEnum):
@@ -80,6 +80,45 @@ class Session(Protocol):
 
     async def aclose(self) -> None:
         """End the session and every process of it. Idempotent."""
+        ...
+
+
+class SessionState(Protocol):
+    """A session as it stood at one moment, as a value that can be restored any number of times."""
+
+    def fidelity(self, live: bool) -> Fidelity:
+        """What `restore` gives in a sandbox with (`live`) or without the processes of then.
+
+        FRESH means that it cannot be restored there: connect again instead.
+        """
+        ...
+
+    async def restore(self, sandbox: Sandbox, ctx: Context) -> Checkpointable:
+        """The session in a sandbox that was restored from a checkpoint of its own.
+
+        It records through `ctx`, and does nothing before `proceed` or `prompt`. Raises:
+        UnsupportedError (`fidelity` is FRESH there), AgentError, SandboxLostError.
+        """
+        ...
+
+
+@runtime_checkable
+class Checkpointable(Session, Protocol):
+    """A session that can go on in several copies of its sandbox."""
+
+    def checkpoint(self) -> SessionState:
+        """The session as it stands between two steps.
+
+        Call it while the session is idle, or while its turn waits in `Recorder.step`. Changes
+        nothing; what the session does afterwards does not change the value.
+        """
+        ...
+
+    async def proceed(self) -> StopReason:
+        """Go on with the turn that was running at the checkpoint; END_TURN at once if none was.
+
+        Raises what `prompt` raises.
+        """
         ...
 
 

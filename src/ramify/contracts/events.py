@@ -80,12 +80,20 @@ class RewardGiven(Event, frozen=True, tag="reward"):
 
 
 class CheckpointEvent(Event, frozen=True, tag="checkpoint"):
-    """A snapshot was taken at a node. `cost_sec` is what it took."""
+    """A snapshot was taken at a node. `cost_sec` is what it took, `size_bytes` what it added.
+
+    `live`: it holds processes. `services`: how each comes through (`Forkable.quiesce`). `world` is
+    the name, among the rollout's artifacts, of the WorldState recorded then.
+    """
 
     node: int
     snapshot: str
     digest: str
     cost_sec: float
+    size_bytes: int = -1
+    live: bool = False
+    services: dict[str, str] = {}
+    world: str = ""
 
 
 class LogEvent(Event, frozen=True, tag="log"):

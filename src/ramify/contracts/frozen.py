@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from ramify.contracts.sandbox import Sandbox, SandboxImage, SandboxSpec
+from ramify.contracts.sandbox import Process, Sandbox, SandboxImage, SandboxSpec
 
 
 @runtime_checkable
@@ -41,15 +41,27 @@ class HandsOver(Protocol):
 
 @runtime_checkable
 class Snapshottable(Freezable, Protocol):
-    """A sandbox whose processes can be captured together with its files, as one cut."""
+    """A sandbox whose processes can be captured together with its files, as one cut.
+
+    Only where it was made with `SandboxSpec.live`.
+    """
 
     async def checkpoint(self) -> SandboxImage:
-        """Capture files and processes. The sandbox goes on as a child of the new image.
+        """Capture files and processes at one moment. The image has `live` set.
 
-        Raises: UnsupportedError (something alive cannot be captured; never a silent downgrade).
+        The sandbox is spent, as after `freeze`: whoever goes on does so in a sandbox created from
+        the image. There everything that ran runs on, with the same process ids, memory, open files
+        and connections within the sandbox; what stood unread in the pipes and terminals of spawned
+        processes stands in each copy's.
+
+        Raises: UnsupportedError (something alive cannot be captured: names it; the sandbox goes on
+        as if nothing had happened; never a silent downgrade), SandboxError, SandboxLostError.
         """
         ...
 
-    async def restore(self, image: SandboxImage) -> None:
-        """Put this sandbox into exactly the state of `image`."""
+    def attach(self, pid: int) -> Process:
+        """The process that was spawned as `pid` before the checkpoint this sandbox came from.
+
+        Its streams are this sandbox's own. Raises: LookupError (no such process was captured).
+        """
         ...

@@ -77,8 +77,9 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Exactly one of `image`, `build`, `compose` and `host_root` says what the root file system is.
     `user` and `workdir` are defaults for `exec` and `spawn` (None: the image's own, else root
-    and `/`). `lockdown` asks for the hardened profile of verifier sandboxes. `labels` are put on
-    everything that the provider makes for it (container labels, cgroup names).
+    and `/`). `lockdown` asks for the hardened profile of verifier sandboxes. `live` asks for one
+    whose processes can be captured (`Snapshottable`); refused where the provider cannot. `labels`
+    are put on everything that the provider makes for it (container labels, cgroup names).
     """
 
     image: str | None = None
@@ -91,6 +92,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Limits = Limits()
     network: NetworkPolicy = NetworkPolicy()
     lockdown: bool = False
+    live: bool = False
     labels: dict[str, str] = {}
 
 
@@ -113,7 +115,9 @@ class SandboxImage(msgspec.Struct, frozen=True):
 
     `digest` identifies the content, `parent` the image it was frozen from (None: pristine),
     `size_bytes` what it adds to its parent (-1: not measured). `entrypoint`, `cmd` and
-    `healthcheck` are what the image declares; a sandbox runs none of them by itself.
+    `healthcheck` are what the image declares; a sandbox runs none of them by itself. `live` says
+    that it holds processes too, which go on in each sandbox made from it; a copy of the record
+    with `live` unset stands for the files alone.
     """
 
     id: str
@@ -125,6 +129,7 @@ class SandboxImage(msgspec.Struct, frozen=True):
     workdir: str | None = None
     env: dict[str, str] = {}
     pristine: bool = True
+    live: bool = False
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
     healthcheck: Healthcheck | None = None

@@ -68,8 +68,29 @@ class StepKind(StrEnum):
     """Chosen by somebody; left out of value estimates."""
 
 
+class Fidelity(StrEnum):
+    """What a child of a branch got of the agent's session, from most to least."""
+
+    LIVE = "live"
+    """The same processes with the same memory and open connections."""
+    RESUMED = "resumed"
+    """A copy of the agent's own session store, loaded again at a turn boundary."""
+    REPLAYED = "replayed"
+    """Started again, and given the recorded model answers up to the branch point."""
+    FRESH = "fresh"
+    """A new session that knows nothing of what was said before."""
+
+    def reaches(self, minimum: Fidelity) -> bool:
+        """Whether this is at least as much as `minimum`."""
+        rungs = list(Fidelity)
+        return rungs.index(self) <= rungs.index(minimum)
+
+
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     """One edge: reason → act → observe.
+
+    A child of a branch begins with a step of role `branch` that adds no message: it carries
+    `branch_reason`, and in `info` the `fidelity` of the session and of each service.
 
     `messages` is what this step adds to the conversation (never the prefix). `action` names what
     was done, for people. `prior` is needed for enumerated steps, `logprob` is the behaviour
