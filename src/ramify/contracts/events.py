@@ -16,7 +16,10 @@ from ramify.contracts.tree import NodeStatus, Outcome, Step
 
 
 class Phase(StrEnum):
-    """Phases of a rollout, in order (seed 004, "Rollout lifecycle")."""
+    """Phases of a rollout, in order (seed 004, "Rollout lifecycle").
+
+    `branch` is a checkpoint and the start of what goes on from it; it interrupts `execute`.
+    """
 
     SETUP = "setup"
     START = "start"
@@ -24,6 +27,7 @@ class Phase(StrEnum):
     READINESS = "readiness"
     CONNECT = "connect"
     EXECUTE = "execute"
+    BRANCH = "branch"
     VERIFY = "verify"
     TEARDOWN = "teardown"
 
@@ -82,8 +86,7 @@ class RewardGiven(Event, frozen=True, tag="reward"):
 class CheckpointEvent(Event, frozen=True, tag="checkpoint"):
     """A snapshot was taken at a node. `cost_sec` is what it took, `size_bytes` what it added.
 
-    `live`: it holds processes. `services`: how each comes through (`Forkable.quiesce`). `world` is
-    the name, among the rollout's artifacts, of the WorldState recorded then.
+    `live`: it holds processes. `services`: how each comes through (`Forkable.quiesce`).
     """
 
     node: int
@@ -93,7 +96,13 @@ class CheckpointEvent(Event, frozen=True, tag="checkpoint"):
     size_bytes: int = -1
     live: bool = False
     services: dict[str, str] = {}
-    world: str = ""
+
+
+class WorldEvent(Event, frozen=True, tag="world"):
+    """What the world held at a node was written down: `place` names the artifact, a WorldState."""
+
+    node: int
+    place: str
 
 
 class LogEvent(Event, frozen=True, tag="log"):
@@ -127,6 +136,7 @@ AnyEvent = (
     | StatusEvent
     | RewardGiven
     | CheckpointEvent
+    | WorldEvent
     | LogEvent
     | MetricEvent
     | OutcomeEvent

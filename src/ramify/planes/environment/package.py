@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import shlex
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ramify.contracts.config import SkillMode
 from ramify.contracts.context import Context
-from ramify.contracts.environment import ReadinessProbe
+from ramify.contracts.environment import ReadinessProbe, WorldState
 from ramify.contracts.errors import EnvironmentFailed, UnsupportedError
 from ramify.contracts.inside import inside
 from ramify.contracts.sandbox import Sandbox
@@ -103,7 +107,7 @@ async def _check_needs(sandbox: Sandbox, package: TaskPackage) -> None:
 
 
 class PackageEnvironment:
-    """Implements `contracts.environment.Environment` for a task directory.
+    """Implements `contracts.environment.Forkable` for a task directory.
 
     Its state is files in the sandbox, so it needs no snapshot of its own: freezing the sandbox is
     the same cut.
@@ -157,9 +161,47 @@ class PackageEnvironment:
         """Nothing beyond the files, which a verifier reads in the sandbox itself."""
         return {}
 
+    async def quiesce(self, live: bool) -> Mapping[str, str]:
+        """There are no services."""
+        return {}
+
+    async def resume(self) -> None:
+        """There is nothing to undo."""
+
+    async def fork(self, sandbox: Sandbox, ctx: Context) -> PackageEnvironment:
+        """The same world over a copy of the sandbox."""
+        child = PackageEnvironment()
+        child._sandbox, child._ctx, child._started = sandbox, ctx, ctx.clock.monotonic()
+        return child
+
+    async def describe(self) -> WorldState:
+        """The files of the work directory: path → size and SHA-256."""
+        if self._sandbox is None or self._ctx is None:
+            raise EnvironmentFailed("the world was described before provision")
+        workdir = self._ctx.workdir
+        with tempfile.TemporaryDirectory(prefix="ramify-world-") as name:
+            place = Path(name) / "files"
+            try:
+                await self._sandbox.download(workdir, place)
+            except FileNotFoundError:
+                return WorldState({f"files {workdir}": {}})
+            files = await asyncio.to_thread(_digests, place)
+        return WorldState({f"files {workdir}": files})
+
     async def teardown(self) -> None:
         """Nothing lives outside the sandbox."""
         self._sandbox = None
+
+
+def _digests(place: Path) -> dict[str, str]:
+    """Path below `place` → size and SHA-256, in order."""
+    found: dict[str, str] = {}
+    for path in sorted(place.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found[str(path.relative_to(place))] = f"{path.stat().st_size} sha256:{digest}"
+    return found
 
 
 def _tail(data: bytes) -> str:
