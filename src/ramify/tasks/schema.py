@@ -7,17 +7,15 @@ key. The table `[ramify]` is our own addition: a file with it is still a valid H
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
 from ramify.contracts.errors import ConfigError, UnsupportedError
+from ramify.contracts.tables import table_record
 from ramify.contracts.task import IsolationLevel
 
 _SchemaVersion = Literal["1.0", "1.1", "1.2", "1.3", "1.4"]
@@ -226,12 +224,7 @@ def parse_task_toml(path: Path) -> TaskToml:
 def check_task_toml(raw: Mapping[str, Any], file: str) -> TaskToml:
     """Check an already decoded `task.toml`; `file` is named in errors, which are the same."""
     table = _with_schema_version(dict(raw), file)
-    _refuse_unknown(TaskToml, table, "", file)
-    try:
-        checked = msgspec.convert(table, TaskToml, strict=True)
-    except msgspec.ValidationError as error:
-        message, field = _split_location(str(error))
-        raise ConfigError(message, file=file, field=field) from None
+    checked = table_record(TaskToml, table, file)
     _refuse_machines(checked.environment, "environment", file)
     _refuse_machines(checked.verifier.environment, "verifier.environment", file)
     for step in checked.steps or ():
@@ -280,59 +273,3 @@ def _refuse_machines(table: EnvironmentTable | None, where: str, file: str) -> N
                 f"{file}: {where}.{name}: {_MACHINES[name]} are not supported; no sandbox here "
                 f"has them ({value!r})"
             )
-
-
-def _refuse_unknown(struct: type[msgspec.Struct], table: Any, prefix: str, file: str) -> None:
-    known = _tables_below(struct)
-    for key, value in _table(table).items():
-        if key not in known:
-            raise ConfigError(_unknown_key(key, known), file=file, field=f"{prefix}{key}")
-        for inner in known[key]:
-            for item in _list(value) or [value]:
-                _refuse_unknown(inner, item, f"{prefix}{key}.", file)
-
-
-@cache
-def _tables_below(struct: type[msgspec.Struct]) -> Mapping[str, list[type[msgspec.Struct]]]:
-    """Key → kinds of table that may stand there. Kept, as finding out is slow."""
-    return {field.encode_name: _structs_of(field.type) for field in msgspec.structs.fields(struct)}
-
-
-def _table(value: Any) -> dict[str, Any]:
-    """`value` itself where it is a table (TOML keys are strings), else an empty one."""
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    """`value` itself where it is a list, else an empty one."""
-    return cast("list[Any]", value) if isinstance(value, list) else []
-
-
-def _structs_of(kind: Any) -> list[type[msgspec.Struct]]:
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return [kind]
-    return [struct for part in get_args(kind) for struct in _structs_of(part)]
-
-
-def _unknown_key(key: str, known: Iterable[str]) -> str:
-    """One line about an unknown key, with the nearest known one."""
-    names = sorted(known)
-    near = get_close_matches(key, names, n=1)
-    hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(names)}"
-    return f"unknown key; {hint}"
-
-
-_LOCATION = re.compile(r"^(?P<message>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
-
-
-def _split_location(error: str) -> tuple[str, str | None]:
-    """Message and dotted field of one of msgspec's validation errors."""
-    match = _LOCATION.match(error)
-    if match is None:
-        return error, None
-    message = match["message"]
-    missing = re.fullmatch(r"Object missing required field `(\w+)`", message)
-    path = match["path"].removeprefix("$").lstrip(".")
-    if missing:
-        return "is required", ".".join(part for part in (path, missing[1]) if part)
-    return message[:1].lower() + message[1:], path.replace("[...]", "") or None
