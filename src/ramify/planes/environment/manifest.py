@@ -243,6 +243,8 @@ class _Check:
             where = f"services.{service.name}"
             if not _NAME.fullmatch(service.name):
                 raise self.error("services.name", f"{service.name!r} is no name")
+            if service.name == "entrypoint":
+                raise self.error(where, "is how the image's own process is called; rename it")
             if service.name in names:
                 raise self.error(where, "is there twice; give each service a name of its own")
             if service.port is not None and service.port in ports:
