@@ -113,8 +113,15 @@ class Healthcheck(msgspec.Struct, frozen=True):
 class SandboxImage(msgspec.Struct, frozen=True):
     """A root file system as a value: pristine (built, pulled, host) or frozen from a sandbox.
 
-    `digest` identifies the content, `parent` the image it was frozen from (None: pristine),
-    `size_bytes` what it adds to its parent (-1: not measured). `entrypoint`, `cmd` and
+    `digest` identifies the state: images of one provider with equal digests have the same files,
+    and one that was frozen where nothing had changed has its parent's. A pristine image's comes
+    from its content, so the same content has it everywhere. A frozen one's is there at once,
+    whatever the size of the state, and may differ between images with the same files: whoever
+    compares states compares their content.
+
+    `parent` is the image it was frozen from (None: pristine), `size_bytes` what it adds to its
+    parent (-1: not measured). Each frozen image is discarded for itself, also those that share
+    their files. `entrypoint`, `cmd` and
     `healthcheck` are what the image declares; a sandbox runs none of them by itself. `live` says
     that it holds processes too, which go on in each sandbox made from it; a copy of the record
     with `live` unset stands for the files alone.

@@ -6,16 +6,18 @@ import hashlib
 import os
 import stat
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
-from ramify.planes.sandbox.descent import DIR_FLAGS
+from ramify.planes.sandbox.layer_view import check_level, entries
 
 _PIECE = 4 * 1024 * 1024
 _READ = 1024 * 1024
 _PENDING = 64
 _MAX_THREADS = 8
-_OVERLAY_MARKS = ("trusted.overlay.opaque", "user.overlay.opaque")
+_KEPT_ATTRIBUTES = ("user.", "security.capability", "system.posix_acl")
 
 
 def digest_tree(path: Path) -> str:
@@ -25,35 +27,37 @@ def digest_tree(path: Path) -> str:
     link target and device number. Reads every file once, on up to 8 cores; blocking.
     Raises: OSError.
     """
-    return _digest(path, as_layer=False)[0]
+    return _digest([path], as_layer=False)[0]
 
 
 def digest_layer(path: Path) -> tuple[str, int]:
     """The digest of an overlay layer, and the bytes of its files.
 
-    As `digest_tree`, and also owners, set-id bits and overlay's marks of opaque directories.
+    As `digest_tree`, and also owners, set-id bits, extended attributes that programs see, and
+    overlay's marks of opaque directories.
     """
-    return _digest(path, as_layer=True)
+    return _digest([path], as_layer=True)
 
 
-def is_opaque(fd: int) -> bool:
-    """Whether a directory of a layer hides what lower layers hold at its place."""
-    try:
-        names = os.listxattr(fd)
-        return any(os.getxattr(fd, mark) == b"y" for mark in _OVERLAY_MARKS if mark in names)
-    except OSError:  # the file system has no extended attributes, so nothing is marked
-        return False
+def digest_stack(layers: Sequence[Path]) -> tuple[str, int]:
+    """The digest of what a stack of layers (topmost first) shows, and the bytes of its files.
+
+    That of `digest_layer` for the layer they can be merged into: it does not depend on how the
+    content is spread over layers. Raises: SandboxError (nested too deeply), OSError.
+    """
+    return _digest(layers, as_layer=True)
 
 
-def _digest(path: Path, *, as_layer: bool) -> tuple[str, int]:
+def _digest(layers: Sequence[Path], *, as_layer: bool) -> tuple[str, int]:
     threads = min(os.cpu_count() or 1, _MAX_THREADS)
-    root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with ExitStack() as stack:
+        fds: list[int] = []
+        for layer in layers:
+            fds.append(os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            stack.callback(os.close, fds[-1])
         # Leaving the pool waits for its work, which closes the descriptors it was given.
         with ThreadPoolExecutor(threads, "ramify-digest") as pool:
-            return _TreeDigest(pool, as_layer=as_layer).of(root)
-    finally:
-        os.close(root)
+            return _TreeDigest(pool, as_layer=as_layer).of(fds)
 
 
 class _TreeDigest:
@@ -69,9 +73,9 @@ class _TreeDigest:
         self._queue: deque[bytes | Future[bytes]] = deque()
         self._bytes = 0
 
-    def of(self, root: int) -> tuple[str, int]:
-        """The digest of the tree below a descriptor, and the bytes of its files."""
-        self._directory(root, b"")
+    def of(self, roots: Sequence[int]) -> tuple[str, int]:
+        """The digest of what the trees below descriptors show, and the bytes of its files."""
+        self._directory(roots, b"", level=0, covered=False)
         self._drain(0)
         return self._digest.hexdigest(), self._bytes
 
@@ -84,20 +88,24 @@ class _TreeDigest:
             part = self._queue.popleft()
             self._digest.update(part if isinstance(part, bytes) else part.result())
 
-    def _directory(self, fd: int, prefix: bytes) -> None:
-        for name in sorted(os.fsencode(name) for name in os.listdir(fd)):
-            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            self._entry(fd, name, prefix + name, info)
-            if stat.S_ISREG(info.st_mode):
-                self._file(fd, name, info.st_size)
-            elif stat.S_ISDIR(info.st_mode):
-                child = os.open(name, DIR_FLAGS, dir_fd=fd)
-                try:
-                    if self._as_layer:
-                        self._put(b"%d" % is_opaque(child))
-                    self._directory(child, prefix + name + b"/")
-                finally:
-                    os.close(child)
+    def _directory(self, fds: Sequence[int], prefix: bytes, *, level: int, covered: bool) -> None:
+        check_level(level)
+        for entry in entries(fds, covered=covered):
+            self._entry(entry.holder, entry.name, prefix + entry.name, entry.info)
+            if stat.S_ISREG(entry.info.st_mode):
+                self._file(entry.holder, entry.name, entry.info.st_size)
+            elif entry.parts:
+                if self._as_layer:
+                    self._put(b"%d" % entry.opaque)
+                    self._attributes(entry.parts[0])
+                inside = prefix + entry.name + b"/"
+                self._directory(entry.parts, inside, level=level + 1, covered=entry.opaque)
+
+    def _attributes(self, fd: int) -> None:
+        """Extended attributes of a file or directory of a layer."""
+        for name in sorted(name for name in os.listxattr(fd) if name.startswith(_KEPT_ATTRIBUTES)):
+            value = os.getxattr(fd, name)
+            self._put(b"%d:%s%d:%s" % (len(name), os.fsencode(name), len(value), value))
 
     def _entry(self, dir_fd: int, name: bytes, path: bytes, info: os.stat_result) -> None:
         regular, link = stat.S_ISREG(info.st_mode), stat.S_ISLNK(info.st_mode)
@@ -118,6 +126,8 @@ class _TreeDigest:
         fd = os.open(name, flags, dir_fd=dir_fd)
         try:
             self._bytes += size
+            if self._as_layer:
+                self._attributes(fd)
             if size <= _PIECE // 16:  # less work than handing it over
                 self._put(_hash_piece(os.dup(fd), 0, size))
                 return

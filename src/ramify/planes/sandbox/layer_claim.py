@@ -53,17 +53,14 @@ class Claim:
 
     Args:
         root: the store. home: the directory of its engine. engine: id of that engine.
-        below: layers of the store to stand on, the lowest first, with their digest.
     """
 
-    def __init__(
-        self, root: Path, home: Path, engine: str, below: tuple[str, ...] = (), digest: str = ""
-    ) -> None:
+    def __init__(self, root: Path, home: Path, engine: str) -> None:
         self._root, self._home = root, home
         self._holder = f"s-{engine}-{new_id()}"
         self._claimed: list[str] = []
-        self.layers = list(below)
-        self.digest = digest
+        self.layers: list[str] = []
+        self.digest = ""
         self.size_bytes = 0
         self.owners_lost = 0
 
@@ -106,15 +103,12 @@ class Claim:
 
         self.fill(write)
 
-    def fill(self, write: Callable[[Path], None], digest: str | None = None) -> None:
-        """Add the layer that `write` puts into an empty directory.
-
-        `digest` is that of the whole stack, where the caller knows it.
-        """
+    def fill(self, write: Callable[[Path], None]) -> None:
+        """Add the layer that `write` puts into an empty directory."""
         work = self.new_work()
         try:
             write(work / "diff")
-            self.adopt(work, digest)
+            self.adopt(work)
         finally:
             if work.exists():
                 remove_path(work)
@@ -128,12 +122,12 @@ class Claim:
         diff.chmod(0o755)  # whatever the umask: it is the root directory of sandboxes
         return work
 
-    def adopt(self, work: Path, digest: str | None = None) -> None:
+    def adopt(self, work: Path) -> None:
         """Add what was put into a directory from `new_work`, which goes unless it was there."""
         own, size = digest_layer(work / "diff")
         chain = chain_digest(self.digest, own)
         below = self.layers[-1] if self.layers else None
-        self.digest = digest or chain
+        self.digest = chain
         write_json(work / "meta.json", LayerRecord(below, self.digest, size), sync=True)
         _sync_file_system(work)
         self._add(work, chain[:12], below)

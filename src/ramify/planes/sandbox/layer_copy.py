@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ramify.contracts.errors import SandboxError
 from ramify.planes.sandbox.descent import DIR_FLAGS, remove
-from ramify.planes.sandbox.digests import is_opaque
 from ramify.planes.sandbox.layer_unpack import make_whiteout, mark_opaque
+from ramify.planes.sandbox.layer_view import is_opaque
 
 _CHUNK = 64 * 1024 * 1024
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -42,7 +42,11 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
 class LayerRecord(msgspec.Struct, frozen=True):
-    """`below` is the next lower layer; `digest` covers this layer and all below it."""
+    """`below` is the next lower layer.
+
+    `digest` covers this layer and all below it: by content where it was imported, and by name
+    where it was frozen, as the image's does.
+    """
 
     below: str | None
     digest: str
@@ -56,7 +60,8 @@ class ImageRecord(msgspec.Struct, frozen=True):
     layer; `base_depth` counts the layers that come from a pristine image and are never merged.
     `boot` names the boot of the machine that an unsynced image belongs to: after another one its
     files cannot be trusted. `engine` made a frozen image and is the only one to know it.
-    `owners_lost` counts files of owners that sandboxes here cannot have.
+    `owners_lost` counts files of owners that sandboxes here cannot have. `content` is the digest
+    of its content, once somebody asked.
     """
 
     id: str
@@ -76,6 +81,7 @@ class ImageRecord(msgspec.Struct, frozen=True):
     base_depth: int = 0
     engine: str | None = None
     boot: str | None = None
+    content: str | None = None
 
     def as_image(self) -> SandboxImage:
         """As the contract has it."""

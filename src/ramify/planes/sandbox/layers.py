@@ -2,8 +2,9 @@
 
 An image is a stack of layers, a layer a directory that never changes once it is in the store.
 Freezing a running file system renames its upper directory into the store, so its cost does not
-depend on the size of the state; the digest of what changed is computed then too, and that reads
-the changed files once (SHA-256 of the page cache on up to 8 cores).
+depend on the size of the state. What it gives names the state; a digest of the content is
+computed when somebody asks for it, and that reads the changed files once (SHA-256 of the page
+cache on up to 8 cores).
 
 Every method blocks (call it in a thread) and may be called from any thread. Several engines can
 share a store: each open `LayerStore` is one engine, whose scratch directories another one removes
@@ -18,7 +19,8 @@ import os
 import platform
 import tarfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -26,14 +28,13 @@ import msgspec
 
 from ramify.contracts.errors import ConfigError, StoreError
 from ramify.contracts.sandbox import SandboxImage
-from ramify.planes.sandbox.digests import digest_layer
+from ramify.planes.sandbox.digests import digest_stack
 from ramify.planes.sandbox.layer_claim import Claim, chain_digest, trash_in
 from ramify.planes.sandbox.layer_copy import copy_over
+from ramify.planes.sandbox.layer_freeze import MAX_DEPTH, Freezer
 from ramify.planes.sandbox.layer_index import (
     ImageRecord,
-    LayerRecord,
     add_ref,
-    boot_id,
     drop_ref,
     exclusive,
     full_name,
@@ -44,6 +45,7 @@ from ramify.planes.sandbox.layer_index import (
     write_json,
 )
 from ramify.planes.sandbox.layer_origin import hold_known
+from ramify.planes.sandbox.layer_scratch import Scratch, make_directories
 from ramify.planes.sandbox.layer_stream import Incoming
 from ramify.planes.sandbox.layer_sweep import hold_lock, sweep_store
 from ramify.planes.sandbox.oci import (
@@ -54,39 +56,7 @@ from ramify.planes.sandbox.oci import (
     read_manifest,
 )
 
-MAX_DEPTH = 64
-"""Freezing an image of this many layers flattens it first. The kernel's limit is 500."""
-
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-
-
-@dataclass(frozen=True, slots=True)
-class Scratch:
-    """Directories for one overlay mount, owned by a live engine until frozen or dropped.
-
-    `home` is the engine's directory, `top` the uppermost layer of `image` (None: it has none
-    in the store).
-    """
-
-    id: str
-    home: Path
-    image: SandboxImage | None
-    top: str | None
-
-    @property
-    def path(self) -> Path:
-        """The directory that holds both, on the file system of the layers."""
-        return self.home / self.id
-
-    @property
-    def upper(self) -> Path:
-        """What the mount changes."""
-        return self.path / "upper"
-
-    @property
-    def work(self) -> Path:
-        """Overlay's own."""
-        return self.path / "work"
 
 
 class LayerStore:
@@ -99,9 +69,9 @@ class LayerStore:
 
     def __init__(self, root: Path, *, max_depth: int = MAX_DEPTH) -> None:
         self.root = root.absolute()
-        self._max_depth = max_depth
         self._engine = new_id()
         self._home = self.root / "engines" / self._engine
+        self._freezer = Freezer(self.root, self._home, self._engine, max_depth)
         try:
             # Layers hold set-id files that were never meant for this machine's users.
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -219,8 +189,8 @@ class LayerStore:
             raise
         return Incoming(self.root, claim, source, _architecture(), held, register)
 
-    def _claim(self, below: tuple[str, ...] = (), digest: str = "") -> Claim:
-        return Claim(self.root, self._home, self._engine, below, digest)
+    def _claim(self) -> Claim:
+        return Claim(self.root, self._home, self._engine)
 
     def _register(self, claim: Claim, config: ImageConfig, names: tuple[str, ...]) -> SandboxImage:
         digest = chain_digest(claim.digest, msgspec.json.encode(config, order="sorted"))
@@ -303,22 +273,30 @@ class LayerStore:
             raise StoreError(f"the image {image.id} is gone from {self.root}: it was discarded")
         return record
 
-    def new_scratch(self, image: SandboxImage | None = None) -> Scratch:
+    def new_scratch(
+        self,
+        image: SandboxImage | None = None,
+        *,
+        parts: tuple[str, ...] = ("",),
+        owner: int | None = None,
+    ) -> Scratch:
         """Empty `upper` and `work` directories on top of `image`, which is kept meanwhile.
+
+        `parts` are the directories below `upper` that are mounted each for itself ("": `upper` is),
+        `owner` the user and group that they belong to (None: ours).
 
         Raises: StoreError (the image is gone).
         """
         with exclusive(self.root):
             record = self._record(image) if image else None
-            top = record.layers[0] if record else None
-            scratch = Scratch(new_id(), self._home, image, top)
-            scratch.path.mkdir()
-            scratch.upper.mkdir()
-            scratch.upper.chmod(0o755)
-            scratch.work.mkdir()
-            if top:
-                add_ref(self.root, top, self._holder(scratch))
-        return scratch
+            scratch = Scratch(new_id(), self._home, image, record, parts)
+            if scratch.top:
+                add_ref(self.root, scratch.top, scratch.holder)
+        try:
+            return make_directories(scratch, owner)
+        except BaseException:
+            self.drop(scratch)
+            raise
 
     def drop(self, scratch: Scratch) -> None:
         """Remove a scratch directory that nothing is mounted on any more. Idempotent."""
@@ -326,10 +304,7 @@ class LayerStore:
             if scratch.path.exists():
                 os.rename(scratch.path, trash / scratch.id)
             if scratch.top:
-                drop_ref(self.root, scratch.top, self._holder(scratch), trash)
-
-    def _holder(self, scratch: Scratch) -> str:
-        return f"s-{self._engine}-{scratch.id}"
+                drop_ref(self.root, scratch.top, scratch.holder, trash)
 
     # Freezing
 
@@ -338,93 +313,61 @@ class LayerStore:
 
         Nothing may be mounted on it or write to it any more; the scratch is spent. The image is
         this engine's until discarded (see `sweep`), and does not survive a crash of the machine.
-        Costs a rename, a read of the changed files for the digest, and beyond `max_depth` layers
-        a copy of all but the pristine ones.
+        Its digest names the state, not the content (see `content_digest`); `size_bytes` is -1
+        where counting would take long. Where nothing was written it has the layers and the digest
+        of the image below, and is discarded for itself all the same.
 
-        Raises: StoreError (the parent is gone), SandboxError (layers that cannot be merged).
+        Costs a rename; on top of `max_depth` frozen layers also links to all their files.
+
+        Raises: SandboxError (too many layers, which cannot be merged), OSError.
         """
-        parent = self._record(scratch.image) if scratch.image else None
-        if parent and len(parent.layers) - parent.base_depth >= self._max_depth:
-            with self._flattened(parent) as claim:
-                return self._freeze(scratch, parent, tuple(reversed(claim.layers)))
-        return self._freeze(scratch, parent, parent.layers if parent else ())
+        try:
+            return self._freezer.freeze(scratch)
+        except BaseException:
+            self.drop(scratch)
+            raise
 
-    def _freeze(
-        self, scratch: Scratch, parent: ImageRecord | None, below: tuple[str, ...]
-    ) -> SandboxImage:
-        image = scratch.image
-        own, size = digest_layer(scratch.upper)
-        digest = chain_digest(image.digest if image else "", own)
-        layer, image_id = new_id(), new_id()
-        record = ImageRecord(
-            id=image_id,
-            layers=(layer, *below),
-            digest=digest,
-            size_bytes=size,
-            parent=image.id if image else None,
-            pristine=False,
-            env=image.env if image else {},
-            user=image.user if image else None,
-            workdir=image.workdir if image else None,
-            entrypoint=image.entrypoint if image else (),
-            command=image.cmd if image else (),
-            healthcheck=image.healthcheck if image else None,
-            base=parent.base if parent else image.id if image else None,
-            base_depth=parent.base_depth if parent else 0,
-            engine=self._engine,
-            boot=boot_id(),
-        )
-        with trash_in(self._home) as trash:
-            os.rename(scratch.work, trash / "work")
-            refs = scratch.path / "refs"
-            refs.mkdir()
-            (refs / f"i-{image_id}").touch()
-            meta = LayerRecord(below[0] if below else None, digest, size)
-            write_json(scratch.path / "meta.json", meta, sync=False)
-            os.rename(scratch.upper, scratch.path / "diff")
-            with exclusive(self.root):
-                if below:
-                    add_ref(self.root, below[0], f"l-{layer}")
-                os.rename(scratch.path, self.layers_dir / layer)
-                write_json(self.root / "images" / f"{image_id}.json", record, sync=False)
-                if scratch.top:
-                    drop_ref(self.root, scratch.top, self._holder(scratch), trash)
-        return record.as_image()
+    # Comparing
 
-    def flatten(self, image: SandboxImage) -> SandboxImage:
-        """An equal image whose layers above the pristine ones are merged into one (copied).
+    def content_digest(self, image: SandboxImage) -> str:
+        """A digest of the files of an image: the same for what was frozen or merged in other steps.
 
-        Raises: StoreError (it is gone), SandboxError (layers that cannot be merged).
+        It covers the pristine image below, and of everything changed since then path, type, mode,
+        owner, extended attributes and content (not times, nor link counts). Equal digests mean
+        equal files. Reads what was changed, once per image. Blocking.
+
+        Raises: StoreError (it is gone), SandboxError (nested too deeply), OSError.
         """
-        record = self._record(image)
-        if record is None or len(record.layers) - record.base_depth <= 1:
-            return image
-        with self._flattened(record) as claim:
-            flat = msgspec.structs.replace(
-                record,
-                id=new_id(),
-                layers=tuple(reversed(claim.layers)),
-                size_bytes=claim.size_bytes,
-                engine=self._engine,
-                boot=boot_id(),
-            )
-            with exclusive(self.root):
-                add_ref(self.root, flat.layers[0], f"i-{flat.id}")
-                write_json(self.root / "images" / f"{flat.id}.json", flat, sync=False)
-        return flat.as_image()
+        with self._held(image) as record:
+            if record is None:
+                return chain_digest(image.id, digest_stack([])[0])
+            if record.content is None:
+                cut = len(record.layers) - record.base_depth
+                base = read_layer(self.root, record.layers[cut]) if record.base_depth else None
+                below = base.digest if base else record.base or ""
+                diffs = [self.layers_dir / layer / "diff" for layer in record.layers[:cut]]
+                own, _size = digest_stack(diffs)
+                record = msgspec.structs.replace(record, content=chain_digest(below, own))
+                with exclusive(self.root):
+                    if read_image(self.root, image.id) is not None:
+                        path = self.root / "images" / f"{image.id}.json"
+                        write_json(path, record, sync=record.pristine)
+            return record.content or ""
 
-    def _flattened(self, record: ImageRecord) -> Claim:
-        cut = len(record.layers) - record.base_depth
-        own, below = record.layers[:cut], record.layers[cut:]
-        base = read_layer(self.root, below[0]) if below else None
-        claim = self._claim(tuple(reversed(below)), base.digest if base else "")
-
-        def merge(diff: Path) -> None:
-            for layer in reversed(own):
-                copy_over(self.layers_dir / layer / "diff", diff)
-
-        claim.fill(merge, record.digest)
-        return claim
+    @contextmanager
+    def _held(self, image: SandboxImage) -> Generator[ImageRecord | None]:
+        """Keep an image's layers for a while."""
+        holder = f"s-{self._engine}-{new_id()}"
+        with exclusive(self.root):
+            record = self._record(image)
+            if record:
+                add_ref(self.root, record.layers[0], holder)
+        try:
+            yield record
+        finally:
+            if record:
+                with trash_in(self._home) as trash, exclusive(self.root):
+                    drop_ref(self.root, record.layers[0], holder, trash)
 
     # Discarding
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from ramify.contracts.errors import SandboxStartError
 from ramify.contracts.sandbox import SandboxImage
-from ramify.planes.sandbox.layers import LayerStore, Scratch
+from ramify.planes.sandbox.layer_scratch import Scratch
+from ramify.planes.sandbox.layers import LayerStore
 from ramify.planes.sandbox.local.hostroot import HostBase, Part, found_base, host_base
 from ramify.planes.sandbox.local.namespaces import FIRST_ID
 
@@ -60,11 +61,12 @@ def break_ground(
     """
     chosen = image or host_image(masks)
     base = _base_of(store, chosen, masks)
-    layers = _layers(store, chosen, base)
-    scratch = _new_scratch(store, chosen, base, shift)
+    parts = tuple(part.inside for part in base.parts) if base else ("",)
+    scratch = store.new_scratch(chosen, parts=parts, owner=FIRST_ID if shift else None)
     name = uuid.uuid4().hex[:12]
     root = engine / name / "root"
     try:
+        layers = _layers(store, scratch, base)
         root.mkdir(parents=True)
     except OSError:
         store.drop(scratch)
@@ -86,24 +88,10 @@ def _base_of(store: LayerStore, image: SandboxImage, masks: Masks) -> HostBase |
         raise SandboxStartError(message) from error
 
 
-def _new_scratch(
-    store: LayerStore, image: SandboxImage, base: HostBase | None, shift: bool
-) -> Scratch:
-    scratch = store.new_scratch(image)
-    names = [part.inside for part in base.parts] if base else []
-    for place in (str(scratch.upper), str(scratch.work)):
-        for name in names:
-            os.mkdir(f"{place}/{name}", 0o755)
-        if shift:
-            for directory in (place, *(f"{place}/{name}" for name in names)):
-                os.chown(directory, FIRST_ID, FIRST_ID)
-    return scratch
-
-
 def _layers(
-    store: LayerStore, image: SandboxImage, base: HostBase | None
+    store: LayerStore, scratch: Scratch, base: HostBase | None
 ) -> list[tuple[Part, list[tuple[str, bool]]]]:
-    own = [str(store.layers_dir / name) for name in store.lowers(image)]
+    own = [str(store.layers_dir / name) for name in scratch.lowers]
     found: list[tuple[Part, list[tuple[str, bool]]]] = []
     for part in base.parts if base else (Part("", ()),):
         layers: list[tuple[str, bool]] = []

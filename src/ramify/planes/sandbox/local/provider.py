@@ -19,7 +19,8 @@ from ramify.contracts.sandbox import (
     SandboxImage,
     SandboxSpec,
 )
-from ramify.planes.sandbox.layers import LayerStore, Scratch
+from ramify.planes.sandbox.layer_scratch import Scratch
+from ramify.planes.sandbox.layers import LayerStore
 from ramify.planes.sandbox.local import cgroups, leftovers
 from ramify.planes.sandbox.local.demands import demanded_limits
 from ramify.planes.sandbox.local.disk import DiskWatch
