@@ -44,6 +44,10 @@ class RolloutResult(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `reward` is None where the outcome is never scored; for `invalid` it is the task's minimum.
     `timings` are seconds by phase. `trajectory_hash` identifies what was recorded in the tree.
+
+    A rollout that branched has several `leaves`; its `reward` is the value of the root (child
+    mean, DESIGN.md §4), `reward_se` its standard error between children (None: unknown), `biased`
+    says that outcomes decided where it branched, `dropped` counts leaves that were never scored.
     """
 
     rollout_id: str
@@ -69,6 +73,10 @@ class RolloutResult(msgspec.Struct, frozen=True, omit_defaults=True):
     started_at: float = 0.0
     finished_at: float = 0.0
     trajectory_hash: str = ""
+    leaves: int = 1
+    reward_se: float | None = None
+    biased: bool = False
+    dropped: int = 0
 
 
 class KeptPath(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ramify.contracts.context import Clock
-from ramify.contracts.events import NodeEvent, Observer, RewardGiven, StatusEvent
+from ramify.contracts.events import CheckpointEvent, NodeEvent, Observer, RewardGiven, StatusEvent
 from ramify.contracts.messages import Message
 from ramify.contracts.reward import RewardEvent
 from ramify.contracts.tree import NodeStatus, Step
@@ -28,6 +28,8 @@ class TreeRecorder:
         ready: awaited after each step; returns when the store has caught up.
         tree: what is grown.
         current: id of the node that the next step is appended to.
+        pause: awaited after each step that `step` records; where a branch begins, it does not
+            return.
     """
 
     rollout_id: str
@@ -36,6 +38,7 @@ class TreeRecorder:
     ready: Callable[[], Awaitable[None]] = _no_wait
     tree: Tree = field(default_factory=Tree)
     current: int = 0
+    pause: Callable[[], Awaitable[None]] = _no_wait
 
     async def prompt(self, messages: tuple[Message, ...]) -> None:
         """Record what opens the conversation, as the root."""
@@ -45,17 +48,31 @@ class TreeRecorder:
 
     async def step(self, step: Step) -> int:
         """Append a step below the current node and move there."""
+        self.mark(step)
+        await self.ready()
+        await self.pause()
+        return self.current
+
+    def mark(self, step: Step) -> None:
+        """Append a step that is nobody's action, such as the start of a part of a task."""
         parent = self.current
         self.current = self.tree.add(parent, step)
         self.observer.emit(NodeEvent(self.rollout_id, self.clock.now(), self.current, parent, step))
-        await self.ready()
-        return self.current
+
+    def at(self, node: int) -> TreeRecorder:
+        """Another recorder of the same tree, which goes on from `node`."""
+        return replace(self, current=node, pause=_no_wait)
 
     def settle(self, status: NodeStatus) -> None:
         """Settle the current node."""
         self.tree.settle(self.current, status)
         now = self.clock.now()
         self.observer.emit(StatusEvent(self.rollout_id, now, self.current, status))
+
+    def checkpoint(self, event: CheckpointEvent) -> None:
+        """Attach a snapshot of the world to its node."""
+        self.tree.set_state(event.node, event.snapshot)
+        self.observer.emit(event)
 
     def reward(self, event: RewardEvent) -> None:
         """Attach a signal to its node, or to the current one."""

@@ -71,11 +71,12 @@ def combined(
         reward=reward,
         items=dict(sorted(items.items())),
         events=(RewardEvent("reward", reward),),
-        grader_isolation=_weakest([found.grader_isolation for _, found in scores]),
+        grader_isolation=weakest([found.grader_isolation for _, found in scores]),
         details={stage.name: found.details for stage, found in scores},
     )
 
 
-def _weakest(levels: Sequence[str | None]) -> str | None:
+def weakest(levels: Sequence[str | None]) -> str | None:
+    """Of several isolation levels the one at which most was shared; None if one is unknown."""
     known = [level for level in levels if level in _LADDER]
     return max(known, key=_LADDER.index) if len(known) == len(levels) else None

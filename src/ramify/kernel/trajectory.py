@@ -55,17 +55,29 @@ def trajectories(tree: Tree) -> list[Trajectory]:
     return [trajectory(tree, leaf) for leaf in tree.leaves()]
 
 
+def tree_usage(tree: Tree) -> Usage:
+    """Tokens and cost of a whole tree, each step counted once."""
+    steps = (tree.step(node) for node in range(1, len(tree)))
+    return reduce(add, (step.usage for step in steps if step and step.usage), Usage())
+
+
 def trajectory_hash(tree: Tree) -> str:
     """Identifies what was said and done in a tree, whatever it cost in time.
 
     Equal seeds on different executors must give equal hashes, so timings and measurements
-    (`Step.info`, `usage`) are left out.
+    (`Step.info`, `usage`) are left out, and nodes count in the order of the tree, oldest child
+    first: branches that run side by side get their ids in any order.
     """
     digest = hashlib.blake2b(digest_size=16)
     digest.update(msgspec.json.encode(tree.opening))
-    for node in range(1, len(tree)):
-        step = tree.step(node)
-        if step is not None:
-            content = (tree.parent(node), step.kind, step.action, step.role, step.messages)
+    places = {0: 0}
+    queue = tree.children(0)[::-1]
+    while queue:
+        node = queue.pop()
+        parent, step = tree.parent(node), tree.step(node)
+        places[node] = len(places)
+        if parent is not None and step is not None:
+            content = (places[parent], step.kind, step.action, step.role, step.messages)
             digest.update(msgspec.json.encode(content))
+        queue.extend(tree.children(node)[::-1])
     return digest.hexdigest()

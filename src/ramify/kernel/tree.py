@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ramify.contracts.errors import StoreError
-from ramify.contracts.events import AnyEvent, NodeEvent, RewardGiven, StatusEvent
+from ramify.contracts.events import AnyEvent, CheckpointEvent, NodeEvent, RewardGiven, StatusEvent
 from ramify.contracts.messages import Message
 from ramify.contracts.reward import Granularity, RewardEvent, Space
 from ramify.contracts.tree import NodeStatus, Step
@@ -209,6 +209,8 @@ def tree_from_events(events: Iterable[AnyEvent]) -> Tree:
                 tree.add(parent, step)
             case StatusEvent(node=node, status=status) if node < len(tree):
                 tree.settle(node, status)
+            case CheckpointEvent(node=node, snapshot=snapshot) if node < len(tree):
+                tree.set_state(node, snapshot)
             case RewardGiven(node=node) if node < len(tree):
                 tree.reward(
                     node,

@@ -92,6 +92,11 @@ class FakeProcess:
     _task: asyncio.Task[int] | None = None
     _eof: bool = False
 
+    @property
+    def running(self) -> bool:
+        """Whether the program has not ended."""
+        return self._task is not None and not self._task.done()
+
     def start(self, program: Awaitable[int]) -> None:
         """Run `program` as the inside of this process."""
 
@@ -266,6 +271,22 @@ class FakeSandbox:
         self.frozen = True
         return self._provider.keep(self)
 
+    async def checkpoint(self) -> SandboxImage:
+        """Turn `files` into a live image; the sandbox is spent.
+
+        Raises: UnsupportedError where a program runs: a coroutine cannot be copied.
+        """
+        self._enter("checkpoint")
+        for process in self.processes:
+            if process.running:
+                raise UnsupportedError(f"fake: the program {process.pid} cannot be captured")
+        self.frozen = True
+        return self._provider.keep(self, live=True)
+
+    def attach(self, pid: int) -> Process:
+        """Raises LookupError: no program was captured."""
+        raise LookupError(f"fake: no process {pid} was captured")
+
     async def teardown(self) -> None:
         """End it, its programs included. Idempotent."""
         for process in self.processes:
@@ -328,10 +349,10 @@ class FakeProvider:
         if queue := self._failures.get(method):
             raise queue.pop(0)
 
-    def keep(self, sandbox: FakeSandbox) -> SandboxImage:
+    def keep(self, sandbox: FakeSandbox, *, live: bool = False) -> SandboxImage:
         """Keep a sandbox's files as a frozen image."""
         image = SandboxImage(
-            f"{sandbox.id}-frozen", self.name, sandbox.id, "pristine", pristine=False
+            f"{sandbox.id}-frozen", self.name, sandbox.id, "pristine", pristine=False, live=live
         )
         self.images[image.id] = sandbox.files.copy()
         return image
@@ -354,6 +375,8 @@ class FakeProvider:
         self.maybe_fail("create")
         if spec.lockdown and not self._capabilities.lockdown:
             raise UnsupportedError("this fake has no lockdown")
+        if spec.live and self._capabilities.snapshot != "live":
+            raise UnsupportedError("this fake takes no live checkpoints")
         files = self.pristine if image is None or image.pristine else self.images.get(image.id)
         if files is None or image and image.provider != self.name:
             raise SandboxError(f"no such image: {image.id if image else None}")
