@@ -30,6 +30,12 @@ class Conversation:
         self._size = self._tools + sum(map(_size, self.messages))
         self._per_token = 3.5
 
+    def copy(self) -> Conversation:
+        """A conversation of its own that stands where this one does."""
+        made = Conversation(self.messages, ())
+        made._tools, made._size, made._per_token = self._tools, self._size, self._per_token
+        return made
+
     @property
     def tokens(self) -> int:
         """About how many tokens the next request has."""

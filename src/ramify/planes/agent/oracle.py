@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ramify.contracts.agent import AgentCapabilities, Session, StopReason
+from ramify.contracts.agent import AgentCapabilities, Checkpointable, StopReason
 from ramify.contracts.context import Context
-from ramify.contracts.errors import AgentError, ConfigError, UnsupportedError
+from ramify.contracts.errors import ConfigError, UnsupportedError
 from ramify.contracts.inside import SOLUTION_DIR, shell_line
 from ramify.contracts.sandbox import MIB, Sandbox
 from ramify.contracts.task import SolutionSettings
 from ramify.planes.agent.session import (
     Transcript,
     TurnSession,
+    Unaided,
     agent_user,
     observe,
     tail_text,
@@ -34,17 +37,65 @@ class OracleAgent:
         """It needs no model."""
         return AgentCapabilities(multi_prompt=True, mcp=True, skills=True)
 
-    async def connect(self, sandbox: Sandbox, ctx: Context, role: str = "agent") -> Session:
+    async def connect(self, sandbox: Sandbox, ctx: Context, role: str = "agent") -> Checkpointable:
         """Open a session. Raises UnsupportedError when the task has no solution, ConfigError."""
-        solutions = _solutions(ctx)
         transcript = Transcript(ctx, role)
+        return TurnSession(_Solver(sandbox, ctx, transcript, _solutions(ctx)), transcript)
 
-        async def turn(text: str, index: int) -> StopReason:
-            if index < len(solutions):
-                await _solve(sandbox, ctx, solutions[index], transcript)
-            return StopReason.END_TURN
 
-        return TurnSession(turn, transcript)
+class _Solver:
+    """Runs one solution per prompt."""
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        ctx: Context,
+        transcript: Transcript,
+        solutions: Sequence[SolutionSettings],
+        next_one: int = 0,
+    ) -> None:
+        self._sandbox, self._ctx, self._transcript = sandbox, ctx, transcript
+        self._solutions, self._next = solutions, next_one
+
+    def begin(self, text: str, index: int) -> None:
+        self._next = index
+
+    async def advance(self) -> None:
+        if self._next >= len(self._solutions):
+            self._transcript.ends(StopReason.END_TURN)
+            return
+        solution, sandbox, ctx = self._solutions[self._next], self._sandbox, self._ctx
+        await _put(sandbox, ctx, solution)
+        started_at = ctx.clock.now()
+        result = await sandbox.exec(
+            shell_line(solution.command),
+            user=agent_user(ctx),
+            cwd=ctx.workdir,
+            env=solution.env,
+            output_limit=MIB,
+        )
+        self._transcript.ends(StopReason.END_TURN)
+        if not result.ok:
+            self._transcript.fails(
+                f"the reference solution of {ctx.task.task_id} exited {result.exit_code}: "
+                f"{tail_text(result)}"
+            )
+        await self._transcript.acted(" ".join(solution.command), observe(result, started_at))
+
+    def state(self) -> _SolverState:
+        return _SolverState(tuple(self._solutions), self._next)
+
+    async def aclose(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class _SolverState(Unaided):
+    solutions: tuple[SolutionSettings, ...]
+    next_one: int
+
+    async def restore(self, sandbox: Sandbox, ctx: Context, transcript: Transcript) -> _Solver:
+        return _Solver(sandbox, ctx, transcript, self.solutions, self.next_one)
 
 
 def _solutions(ctx: Context) -> list[SolutionSettings]:
@@ -83,23 +134,3 @@ def _write(folder: Path, source: Path, script: str | None) -> None:
     target.write_bytes(script.encode() if script is not None else source.read_bytes())
     target.chmod(0o755)
     folder.chmod(0o755)
-
-
-async def _solve(
-    sandbox: Sandbox, ctx: Context, solution: SolutionSettings, transcript: Transcript
-) -> None:
-    await _put(sandbox, ctx, solution)
-    started_at = ctx.clock.now()
-    result = await sandbox.exec(
-        shell_line(solution.command),
-        user=agent_user(ctx),
-        cwd=ctx.workdir,
-        env=solution.env,
-        output_limit=MIB,
-    )
-    await transcript.acted(" ".join(solution.command), observe(result, started_at))
-    if not result.ok:
-        raise AgentError(
-            f"the reference solution of {ctx.task.task_id} exited {result.exit_code}: "
-            f"{tail_text(result)}"
-        )

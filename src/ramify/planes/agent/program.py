@@ -6,12 +6,15 @@ import asyncio
 import os
 import shlex
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ramify.contracts.agent import AgentCapabilities, Session, StopReason
+from ramify.contracts.agent import AgentCapabilities, Checkpointable, StopReason
 from ramify.contracts.context import Context
-from ramify.contracts.errors import AgentError, ConfigError, SandboxLostError
+from ramify.contracts.errors import ConfigError, SandboxLostError
+from ramify.contracts.frozen import Snapshottable
 from ramify.contracts.sandbox import MIB, Process, Sandbox
+from ramify.contracts.tree import Fidelity
 from ramify.planes.agent.session import (
     Observation,
     Transcript,
@@ -62,45 +65,98 @@ class ProgramAgent:
         """It is started again for each prompt; what it keeps, it keeps in the sandbox."""
         return AgentCapabilities(multi_prompt=True)
 
-    async def connect(self, sandbox: Sandbox, ctx: Context, role: str = "agent") -> Session:
+    async def connect(self, sandbox: Sandbox, ctx: Context, role: str = "agent") -> Checkpointable:
         """Open a session; the program starts with the first prompt."""
         transcript = Transcript(ctx, role)
-        leftovers: list[_Running] = []
+        start = _Launch(self._argv, self._env)
+        return TurnSession(_Launcher(sandbox, ctx, transcript, start), transcript)
 
-        async def turn(text: str, index: int) -> StopReason:
-            argv, stdin = self._call(text)
-            log = ctx.artifacts / role / f"program-{index + 1}.log"
-            started_at, start = ctx.clock.now(), ctx.clock.monotonic()
-            process = await sandbox.spawn(
-                argv, user=agent_user(ctx), cwd=ctx.workdir, env=self._env
-            )
-            running = _Running(process, log)
-            leftovers.append(running)
-            code = await running.to_end(stdin)
-            took = ctx.clock.monotonic() - start
-            seen = Observation(running.kept(), started_at, took, code, running.dropped)
-            await transcript.acted(shlex.join(self._argv), seen)
-            if code != 0:
-                said, _ = bounded_text(running.kept()[-2000:], 2000)
-                raise AgentError(f"{self._argv[0]} exited {code}: {said.strip() or '(no output)'}")
-            return StopReason.END_TURN
 
-        async def close() -> None:
-            for running in leftovers:
-                await running.aclose()
+class _Launcher:
+    """Starts the program for each prompt; a step is recorded once it has ended."""
 
-        return TurnSession(turn, transcript, close)
+    def __init__(
+        self, sandbox: Sandbox, ctx: Context, transcript: Transcript, launch: _Launch
+    ) -> None:
+        self._sandbox, self._ctx, self._transcript = sandbox, ctx, transcript
+        self._launch = launch
+        self._text, self._index = "", 0
+        self.leftovers: list[_Running] = []
 
-    def _call(self, text: str) -> tuple[list[str], bytes]:
-        if any(_PROMPT in word for word in self._argv):
-            return [word.replace(_PROMPT, text) for word in self._argv], b""
-        return list(self._argv), text.encode()
+    def begin(self, text: str, index: int) -> None:
+        self._text, self._index = text, index
+
+    async def advance(self) -> None:
+        ctx, words = self._ctx, self._launch.argv
+        argv, stdin = self._launch.call(self._text)
+        log = ctx.artifacts / self._transcript.role / f"program-{self._index + 1}.log"
+        started_at, start = ctx.clock.now(), ctx.clock.monotonic()
+        process = await self._sandbox.spawn(
+            argv, user=agent_user(ctx), cwd=ctx.workdir, env=self._launch.env
+        )
+        running = _Running(process, log)
+        self.leftovers.append(running)
+        code = await running.to_end(stdin)
+        took = ctx.clock.monotonic() - start
+        seen = Observation(running.kept(), started_at, took, code, running.dropped)
+        self._transcript.ends(StopReason.END_TURN)
+        if code != 0:
+            said, _ = bounded_text(running.kept()[-2000:], 2000)
+            self._transcript.fails(f"{words[0]} exited {code}: {said.strip() or '(no output)'}")
+        await self._transcript.acted(shlex.join(words), seen)
+
+    def state(self) -> _LauncherState:
+        left = tuple(running.pid for running in self.leftovers if running.talks)
+        return _LauncherState(self._launch, left)
+
+    async def aclose(self) -> None:
+        for running in self.leftovers:
+            await running.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+    def call(self, text: str) -> tuple[list[str], bytes]:
+        """The command line for a prompt, and what it gets on standard input."""
+        if any(_PROMPT in word for word in self.argv):
+            return [word.replace(_PROMPT, text) for word in self.argv], b""
+        return list(self.argv), text.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class _LauncherState:
+    """Between two runs of the program there is nothing of it but what it left in the background.
+
+    `leftovers`: process ids of runs whose pipes something in the background still holds.
+    """
+
+    launch: _Launch
+    leftovers: tuple[int, ...]
+
+    def fidelity(self, live: bool) -> Fidelity:
+        return Fidelity.LIVE if live or not self.leftovers else Fidelity.RESUMED
+
+    async def restore(self, sandbox: Sandbox, ctx: Context, transcript: Transcript) -> _Launcher:
+        launcher = _Launcher(sandbox, ctx, transcript, self.launch)
+        if isinstance(sandbox, Snapshottable):
+            for pid in self.leftovers:
+                try:
+                    process = sandbox.attach(pid)
+                except LookupError:
+                    continue  # What it left had ended by then, or no process came with the files.
+                left = _Running(process, None)
+                left.listen()
+                launcher.leftovers.append(left)
+        return launcher
 
 
 class _Running:
     """One run of the program: feeds it, and drains what it says for as long as it lives."""
 
-    def __init__(self, process: Process, log: Path) -> None:
+    def __init__(self, process: Process, log: Path | None) -> None:
         self._process, self._log = process, log
         self._logged = 0
         self._head = bytearray()
@@ -112,11 +168,9 @@ class _Running:
         """Run to the exit code. When cancelled, everything the program started is killed."""
         feeder: asyncio.Task[None] | None = None
         try:
-            await asyncio.to_thread(_start, self._log)
-            self._readers = [
-                asyncio.create_task(self._drain(self._process.read)),
-                asyncio.create_task(self._drain(self._process.read_err)),
-            ]
+            if self._log is not None:
+                await asyncio.to_thread(_start, self._log)
+            self.listen()
             feeder = asyncio.create_task(self._feed(stdin))
             code = await self._process.wait()
             await asyncio.wait(self._readers, timeout=_DRAIN_SEC)
@@ -131,6 +185,23 @@ class _Running:
             if reader.done():
                 reader.result()
         return code
+
+    def listen(self) -> None:
+        """Begin to drain what it says."""
+        self._readers = [
+            asyncio.create_task(self._drain(self._process.read)),
+            asyncio.create_task(self._drain(self._process.read_err)),
+        ]
+
+    @property
+    def pid(self) -> int:
+        """Its process id inside."""
+        return self._process.pid
+
+    @property
+    def talks(self) -> bool:
+        """Whether something of it still holds its pipes."""
+        return any(not reader.done() for reader in self._readers)
 
     async def aclose(self) -> None:
         """Kill what is left and stop draining. Idempotent."""
@@ -171,7 +242,7 @@ class _Running:
             self._head += data[: max(0, room)]
             self._tail += data[max(0, room) :]
             del self._tail[: -_KEPT_STEP // 2]
-            if (left := _LOG_LIMIT - self._logged) > 0:
+            if self._log is not None and (left := _LOG_LIMIT - self._logged) > 0:
                 self._logged += len(data[:left])
                 await asyncio.to_thread(_append, self._log, data[:left])
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
-from ramify.contracts.agent import AgentCapabilities, Session, StopReason
+from ramify.contracts.agent import AgentCapabilities, Checkpointable, StopReason
 from ramify.contracts.context import Context
-from ramify.contracts.errors import AgentError, ConfigError
+from ramify.contracts.errors import ConfigError
 from ramify.contracts.sandbox import MIB, Sandbox
 from ramify.planes.agent.session import (
     Transcript,
     TurnSession,
+    Unaided,
     agent_user,
     observe,
     tail_text,
@@ -58,37 +60,65 @@ class ScriptedAgent:
         """It needs no model; commands can be given for later prompts."""
         return AgentCapabilities(multi_prompt=True, mcp=True, skills=True)
 
-    async def connect(self, sandbox: Sandbox, ctx: Context, role: str = "agent") -> Session:
+    async def connect(self, sandbox: Sandbox, ctx: Context, role: str = "agent") -> Checkpointable:
         """Open a session."""
         transcript = Transcript(ctx, role)
-
-        async def turn(text: str, index: int) -> StopReason:
-            for command in self._commands:
-                if command.prompt == index:
-                    await _run(sandbox, ctx, command, transcript)
-            return StopReason.END_TURN
-
-        return TurnSession(turn, transcript)
+        return TurnSession(_Runner(sandbox, ctx, transcript, _Place(self._commands)), transcript)
 
 
-async def _run(
-    sandbox: Sandbox, ctx: Context, command: ScriptedCommand, transcript: Transcript
-) -> None:
-    user = agent_user(ctx)
-    started_at = ctx.clock.now()
-    result = await sandbox.exec(
-        command.command,
-        user=user,
-        cwd=ctx.workdir,
-        timeout_sec=command.timeout_sec,
-        output_limit=MIB,
-    )
-    await transcript.acted(command.command, observe(result, started_at))
-    if command.expect_exit is not None and result.exit_code != command.expect_exit:
-        raise AgentError(
-            f"{command.command!r} exited {result.exit_code}, not {command.expect_exit}: "
-            f"{tail_text(result)}"
+class _Runner:
+    """Runs the commands of a prompt one by one."""
+
+    def __init__(
+        self, sandbox: Sandbox, ctx: Context, transcript: Transcript, place: _Place
+    ) -> None:
+        self._sandbox, self._ctx, self._transcript, self._place = sandbox, ctx, transcript, place
+
+    def begin(self, text: str, index: int) -> None:
+        self._place = _Place(self._place.commands, index)
+
+    async def advance(self) -> None:
+        if (command := self._place.command()) is None:
+            self._transcript.ends(StopReason.END_TURN)
+            return
+        started_at = self._ctx.clock.now()
+        result = await self._sandbox.exec(
+            command.command,
+            user=agent_user(self._ctx),
+            cwd=self._ctx.workdir,
+            timeout_sec=command.timeout_sec,
+            output_limit=MIB,
         )
+        self._place = replace(self._place, done=self._place.done + 1)
+        if command.expect_exit is not None and result.exit_code != command.expect_exit:
+            self._transcript.fails(
+                f"{command.command!r} exited {result.exit_code}, not {command.expect_exit}: "
+                f"{tail_text(result)}"
+            )
+        await self._transcript.acted(command.command, observe(result, started_at))
+
+    def state(self) -> _Place:
+        return self._place
+
+    async def aclose(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Place(Unaided):
+    """A place in the commands: how many of those of a prompt are done."""
+
+    commands: tuple[ScriptedCommand, ...]
+    prompt: int = 0
+    done: int = 0
+
+    def command(self) -> ScriptedCommand | None:
+        """The command that comes next in the turn."""
+        mine = [command for command in self.commands if command.prompt == self.prompt]
+        return mine[self.done] if self.done < len(mine) else None
+
+    async def restore(self, sandbox: Sandbox, ctx: Context, transcript: Transcript) -> _Runner:
+        return _Runner(sandbox, ctx, transcript, self)
 
 
 def _load(path: Path) -> tuple[ScriptedCommand, ...]:

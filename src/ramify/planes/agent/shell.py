@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 from ramify.contracts.agent import AgentCapabilities, Session, StopReason
 from ramify.contracts.context import Context
-from ramify.contracts.errors import AgentError
+from ramify.contracts.errors import AgentError, UnsupportedError
+from ramify.contracts.frozen import Snapshottable
 from ramify.contracts.inside import shell_line
 from ramify.contracts.sandbox import Process, PtySize, Sandbox
+from ramify.contracts.tree import Fidelity
 from ramify.planes.agent.dialogue import Line, load_dialogue
 from ramify.planes.agent.session import (
     Observation,
@@ -57,7 +60,7 @@ class ShellAgent:
         return AgentCapabilities(multi_prompt=True, interactive=True)
 
     async def connect(self, sandbox: Sandbox, ctx: Context, role: str = "agent") -> Session:
-        """Start the shell."""
+        """Start the shell. The session of a script is Checkpointable."""
         transcript = Transcript(ctx, role)
         size = self._terminal.size() if self._terminal else PtySize()
         process = await sandbox.spawn(
@@ -67,69 +70,169 @@ class ShellAgent:
             env={"TERM": "xterm"},
             pty=size,
         )
-        typed = _Typed(ctx, transcript)
+        typed = _Typed(ctx, transcript, _Heard())
+        if self._terminal is None:
+            return TurnSession(_Follower(process, transcript, typed, self._lines), transcript)
+        return TurnSession(_Attendant(process, transcript, typed, self._terminal), transcript)
 
-        async def turn(text: str, index: int) -> StopReason:
-            if self._terminal is None:
-                lines = [line for line in self._lines if line.prompt == index]
-                await _follow(process, lines, typed)
-            else:
-                await _attend(process, self._terminal, typed)
-            await typed.done()
-            return StopReason.END_TURN
 
-        return TurnSession(turn, transcript, process.aclose)
+@dataclass(slots=True)
+class _Heard:
+    """The line that is open, and what the shell has said since it was typed. Plain data."""
+
+    line: str | None = None
+    said: bytes = b""
+    dropped: int = 0
+    started_at: float = 0.0
+    start: float = 0.0
 
 
 class _Typed:
     """Turns what is typed and said into steps."""
 
-    def __init__(self, ctx: Context, transcript: Transcript) -> None:
-        self._ctx, self._transcript = ctx, transcript
-        self._line: str | None = None
-        self._started_at = self._start = 0.0
-        self.said = bytearray()
-        self._dropped = 0
+    def __init__(self, ctx: Context, transcript: Transcript, at: _Heard) -> None:
+        self._ctx, self._transcript, self.at = ctx, transcript, at
 
     async def line(self, text: str) -> None:
         """A line is typed: what came before belongs to the one before."""
         await self.done()
-        self._line = text
-        self._started_at, self._start = self._ctx.clock.now(), self._ctx.clock.monotonic()
+        self.opened(text)
+
+    def opened(self, text: str) -> None:
+        """A line is typed, and none is open."""
+        clock = self._ctx.clock
+        self.at = _Heard(text, started_at=clock.now(), start=clock.monotonic())
 
     def heard(self, data: bytes) -> None:
         """The shell said something."""
-        self.said += data
-        if (over := len(self.said) - 2 * _SEEN_LIMIT) > 0:
-            del self.said[_SEEN_LIMIT // 2 : _SEEN_LIMIT // 2 + over]
-            self._dropped += over
+        at = self.at
+        at.said += data
+        if (over := len(at.said) - 2 * _SEEN_LIMIT) > 0:
+            half = _SEEN_LIMIT // 2
+            at.said = at.said[:half] + at.said[half + over :]
+            at.dropped += over
 
     async def done(self) -> None:
         """Record the line that is open, if one is."""
-        line, said, dropped = self._line, bytes(self.said), self._dropped
-        self._line, self._dropped = None, 0
-        self.said.clear()
-        if line is None:
+        at, self.at = self.at, _Heard()
+        if at.line is None:
             return
-        output = _ESCAPES.sub(b"", said).replace(b"\r\n", b"\n").removeprefix(line.encode() + b"\n")
-        took = self._ctx.clock.monotonic() - self._start
-        seen = Observation(output, self._started_at, took, dropped=dropped)
-        await self._transcript.acted(line, seen)
+        output = _ESCAPES.sub(b"", at.said).replace(b"\r\n", b"\n")
+        output = output.removeprefix(at.line.encode() + b"\n")
+        took = self._ctx.clock.monotonic() - at.start
+        seen = Observation(output, at.started_at, took, dropped=at.dropped)
+        await self._transcript.acted(at.line, seen)
 
 
-async def _follow(process: Process, lines: list[Line], typed: _Typed) -> None:
-    """Follow a script. Raises AgentError when what is expected does not come."""
-    for line in lines:
+class _Attendant:
+    """Lets a person work. What is in a person's head is in no checkpoint."""
+
+    def __init__(
+        self, process: Process, transcript: Transcript, typed: _Typed, terminal: Terminal
+    ) -> None:
+        self._process, self._transcript, self._typed = process, transcript, typed
+        self._terminal = terminal
+
+    def begin(self, text: str, index: int) -> None:
+        pass
+
+    async def advance(self) -> None:
+        await _attend(self._process, self._terminal, self._typed)
+        self._transcript.ends(StopReason.END_TURN)
+        await self._typed.done()
+
+    def state(self) -> _ShellState:
+        return _ShellState(None)
+
+    async def aclose(self) -> None:
+        await self._process.aclose()
+
+
+class _Follower:
+    """Follows a script, line by line. Reads what the shell says only while it waits for it."""
+
+    def __init__(
+        self,
+        process: Process,
+        transcript: Transcript,
+        typed: _Typed,
+        lines: tuple[Line, ...],
+        prompt: int = 0,
+        done: int = 0,
+    ) -> None:
+        self._process, self._transcript, self._typed = process, transcript, typed
+        self._lines, self._prompt, self._done = lines, prompt, done
+
+    def begin(self, text: str, index: int) -> None:
+        self._prompt, self._done = index, 0
+
+    async def advance(self) -> None:
+        lines = [line for line in self._lines if line.prompt == self._prompt]
+        if self._done == len(lines):
+            if lines:
+                await _last_words(self._process, self._typed)
+            self._transcript.ends(StopReason.END_TURN)
+            await self._typed.done()
+            return
+        line = lines[self._done]
         if line.kind == "expect":
-            await _expect(process, line, typed)
-            continue
-        await typed.line(line.text)
+            await _expect(self._process, line, self._typed)
+        elif self._typed.at.line is not None:
+            await self._typed.done()
+            return
+        else:
+            await self._send(line)
+        self._done += 1
+
+    async def _send(self, line: Line) -> None:
+        self._typed.opened(line.text)
         try:
-            await process.write(line.text.encode() + b"\r")
+            await self._process.write(line.text.encode() + b"\r")
         except BrokenPipeError:
-            await _ended(process, f"the shell had ended before {line.text!r} was sent")
-    if lines:
-        await _last_words(process, typed)
+            await _ended(self._process, f"the shell had ended before {line.text!r} was sent")
+
+    def state(self) -> _ShellState:
+        at = replace(self._typed.at)
+        return _ShellState(_Place(self._process.pid, self._lines, self._prompt, self._done, at))
+
+    async def aclose(self) -> None:
+        await self._process.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A place in a script: how many lines of which prompt are done, and the shell's process."""
+
+    pid: int
+    lines: tuple[Line, ...]
+    prompt: int
+    done: int
+    heard: _Heard
+
+
+@dataclass(frozen=True, slots=True)
+class _ShellState:
+    """A shell lives in its process: it goes on where that does. None: a person works it."""
+
+    place: _Place | None
+
+    def fidelity(self, live: bool) -> Fidelity:
+        return Fidelity.LIVE if live and self.place is not None else Fidelity.FRESH
+
+    async def restore(self, sandbox: Sandbox, ctx: Context, transcript: Transcript) -> _Follower:
+        if (place := self.place) is None:
+            raise UnsupportedError("a shell that a person works cannot go on in a copy; connect")
+        if not isinstance(sandbox, Snapshottable):
+            raise UnsupportedError(f"{sandbox.id} holds no processes, so no shell can go on in it")
+        try:
+            process = sandbox.attach(place.pid)
+        except LookupError:
+            raise UnsupportedError(
+                f"the shell (process {place.pid}) did not come into {sandbox.id}: the checkpoint "
+                "was of files only, or the shell had ended"
+            ) from None
+        typed = _Typed(ctx, transcript, replace(place.heard))
+        return _Follower(process, transcript, typed, place.lines, place.prompt, place.done)
 
 
 async def _expect(process: Process, line: Line, typed: _Typed) -> None:
@@ -137,7 +240,7 @@ async def _expect(process: Process, line: Line, typed: _Typed) -> None:
     scope = asyncio.timeout(line.timeout_sec)
     try:
         async with scope:
-            while wanted not in typed.said:
+            while wanted not in typed.at.said:
                 data = await process.read()
                 if not data:
                     await _ended(process, f"the shell ended before it said {line.text!r}")
@@ -145,7 +248,7 @@ async def _expect(process: Process, line: Line, typed: _Typed) -> None:
     except TimeoutError:
         if not scope.expired():
             raise
-        tail = bytes(typed.said[-500:]).decode(errors="replace")
+        tail = typed.at.said[-500:].decode(errors="replace")
         raise AgentError(
             f"{line.text!r} did not come within {line.timeout_sec:g} s; the shell said: {tail!r}"
         ) from None
@@ -175,6 +278,7 @@ async def _last_words(process: Process, typed: _Typed) -> None:
         return  # It goes on talking; the turn does not wait for it.
     finally:
         reader.cancel()
+        await asyncio.wait({reader})
 
 
 async def _attend(process: Process, terminal: Terminal, typed: _Typed) -> None:

@@ -16,7 +16,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
@@ -27,6 +27,24 @@ from ramify.contracts.messages import ToolSpec
 
 class ToolError(Exception):
     """A tool's answer that something did not work: it goes to the policy, and is counted."""
+
+
+class Runnable(Protocol):
+    """What a policy can call."""
+
+    @property
+    def spec(self) -> ToolSpec:
+        """As the policy sees it."""
+        ...
+
+    @property
+    def safe(self) -> bool:
+        """Whether calls change nothing, so that they may run side by side."""
+        ...
+
+    async def run(self, arguments: str, values: Mapping[str, Any]) -> str:
+        """Answer a call. Raises ToolError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
