@@ -52,6 +52,8 @@ def results_table(results: Sequence[RolloutResult], width: int = _WIDE) -> Table
     columns = {name: max([len(name), *(len(row[name]) for row in rows)]) for name in _COLUMNS}
     if not any(result.repeat for result in results):
         del columns["#"]
+    if all(result.leaves == 1 for result in results):
+        del columns["leaves"]
     for name in ("tokens", "cost"):
         if all(str(row[name]) == "-" for row in rows):
             del columns[name]
@@ -68,8 +70,8 @@ def results_table(results: Sequence[RolloutResult], width: int = _WIDE) -> Table
 
 _LEFT_OUT_FIRST = ("start", "verify", "graded on", "cost", "agent", "tokens", "total")
 _COLUMNS: Mapping[str, Literal["left", "right"]] = {
-    "task": "left", "#": "right", "outcome": "left", "reward": "right", "graded on": "left",
-    "start": "right", "agent": "right", "verify": "right", "total": "right", "tokens": "right",
+    "task": "left", "#": "right", "outcome": "left", "reward": "right", "leaves": "right",
+    "graded on": "left", "start": "right", "agent": "right", "verify": "right", "total": "right", "tokens": "right",
     "cost": "right",
 }  # fmt: skip
 
@@ -81,7 +83,8 @@ def _cells(result: RolloutResult) -> dict[str, str | Text]:
         "task": result.task_id,
         "#": str(result.repeat),
         "outcome": Text(result.outcome.value + reason, style=_COLOURS[result.outcome]),
-        "reward": reward_text(result.reward),
+        "reward": _value(result),
+        "leaves": _leaves(result),
         "graded on": result.grader_isolation or "-",
         "start": start,
         "agent": agent,
@@ -92,6 +95,18 @@ def _cells(result: RolloutResult) -> dict[str, str | Text]:
     }
 
 
+def _value(result: RolloutResult) -> str:
+    """The reward; of a tree, the value of its root with its standard error."""
+    text = reward_text(result.reward)
+    if result.reward_se is not None:
+        text += f" ± {result.reward_se:.2f}"
+    return f"{text} biased" if result.biased else text
+
+
+def _leaves(result: RolloutResult) -> str:
+    return f"{result.leaves} ({result.dropped} dropped)" if result.dropped else str(result.leaves)
+
+
 def phase_split(result: RolloutResult) -> tuple[float, float, float, float]:
     """Seconds until the agent could start, of the agent, of verification, and in all."""
     took = result.timings
@@ -99,7 +114,7 @@ def phase_split(result: RolloutResult) -> tuple[float, float, float, float]:
     start = sum(took.get(phase, 0.0) for phase in before)
     return (
         start,
-        took.get(Phase.EXECUTE, 0.0),
+        took.get(Phase.EXECUTE, 0.0) + took.get(Phase.BRANCH, 0.0),
         took.get(Phase.VERIFY, 0.0),
         sum(took.values()),
     )

@@ -21,7 +21,7 @@ from ramify.contracts.config import RolloutConfig, Sampling
 from ramify.contracts.errors import UsageError
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.task import IsolationLevel
-from ramify.contracts.tree import Outcome
+from ramify.contracts.tree import Fidelity, Outcome
 from ramify.engine.cancel import Cancellation
 from ramify.engine.summary import JobSummary
 from ramify.envs.plan import RunOptions
@@ -37,7 +37,14 @@ _SECOND_INTERRUPT_SEC = 1.5
               help="Who acts; see `ramify agents list`.")  # fmt: skip
 @click.option("-A", "agent_option", multiple=True, metavar="KEY=VALUE", help="Option of the agent.")
 @model_options
-@click.option("-n", "--repeats", default=1, show_default=True, help="Rollouts per task.")
+@click.option("-n", "--repeats", type=click.IntRange(1), metavar="N",
+              help="Rollouts per task (default: 1, or 4 with --branch).")  # fmt: skip
+@click.option("--branch", metavar="WHERE",
+              help="Fork rollouts: group:8@step:3, depth:8,16x2, values:8x4, entropy:2x3 or plan.",
+              )  # fmt: skip
+@click.option("--fidelity", type=click.Choice([rung.value for rung in Fidelity]),
+              default=Fidelity.LIVE.value, show_default=True,
+              help="What each child of a branch gets of the session, at least.")  # fmt: skip
 @click.option("--isolation", type=click.Choice([level.value for level in IsolationLevel]),
               help="Verify at this level (default: what `tasks check` found).")  # fmt: skip
 @click.option("--image", metavar="NAME", help="Image for tasks that name none.")
@@ -66,7 +73,9 @@ def command(
     max_total_tokens: int | None,
     max_turns: int | None,
     max_context: int | None,
-    repeats: int,
+    repeats: int | None,
+    branch: str | None,
+    fidelity: str,
     isolation: str | None,
     image: str | None,
     seed: int,
@@ -93,6 +102,8 @@ def command(
         raise UsageError(f"--fail-under must be a finite number, not {fail_under}")
     options = RunOptions(
         repeats=repeats,
+        branch=branch,
+        fidelity=Fidelity(fidelity),
         limit=limit,
         task_ids=task_id,
         shuffle=shuffle,

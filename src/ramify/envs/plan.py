@@ -27,6 +27,7 @@ from ramify.contracts.model import Model
 from ramify.contracts.reward import Reward
 from ramify.contracts.sandbox import Capabilities, SandboxProvider, SandboxSpec
 from ramify.contracts.task import IsolationLevel, Task, Taskset
+from ramify.contracts.tree import Fidelity
 from ramify.engine.job import JobPlan
 from ramify.engine.reading import JobRecord
 from ramify.engine.reading import Plan as PlanRecord
@@ -35,13 +36,18 @@ from ramify.engine.retry import RetryPolicy
 from ramify.engine.sampler import TaskSampler
 from ramify.envs.demands import check_agent, check_verifiers
 from ramify.envs.stages import stage_levels
+from ramify.kernel.policy import parse_branch
+
+_ROOTS = 4
+PLANNED = "plan"
+"""What `branch` is where a planner decides."""
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about a job besides tasks, agent and sandbox.
 
     Attributes:
-        repeats: rollouts per task.
+        repeats: rollouts per task; by default 1, or 4 independent roots where rollouts branch.
         limit: only the first so many tasks.
         task_ids: only these tasks, by canonical or item id.
         shuffle: start tasks in an order drawn from `seed`.
@@ -62,12 +68,14 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         agent_options, taskset_options, model_options: constructor arguments by name, as text.
         resources: objects that rewards may ask for by name.
         rollout: limits and sampling of each rollout.
+        branch: where rollouts branch, as `--branch` takes it (`kernel.policy.parse_branch`).
+        fidelity: what each child of a branch gets of the agent's session, at least.
 
     Raises:
         UsageError: a number out of range.
     """
 
-    repeats: int = 1
+    repeats: int | None = None
     limit: int | None = None
     task_ids: tuple[str, ...] = ()
     shuffle: bool = False
@@ -87,11 +95,21 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     model_options: Mapping[str, str] = {}
     resources: Mapping[str, Any] = {}
     rollout: RolloutConfig = RolloutConfig()
+    branch: str | None = None
+    fidelity: Fidelity = Fidelity.LIVE
+
+    @property
+    def roots(self) -> int:
+        """Rollouts per task."""
+        return self.repeats or (1 if self.branch is None else _ROOTS)
 
     def __post_init__(self) -> None:
-        low = {"repeats": 1, "concurrency": 1, "max_retries": 0, "seed": 0}
-        if self.limit is not None:
-            low["limit"] = 1
+        if self.branch not in (None, PLANNED):
+            parse_branch(self.branch)
+        low = {"concurrency": 1, "max_retries": 0, "seed": 0}
+        for name in ("limit", "repeats"):
+            if getattr(self, name) is not None:
+                low[name] = 1
         for name, least in low.items():
             if (value := getattr(self, name)) < least:
                 raise UsageError(f"{name} must be at least {least}, not {value}")
@@ -174,6 +192,8 @@ async def plan_run(
         check_verifiers(task, provider.name, can)
         wanted = compose.sandbox_spec(task, provider.name, can, options.image)
         spec, missing = compose.enforced(wanted, can)
+        if options.branch is not None and can.snapshot == "live":
+            spec = msgspec.structs.replace(spec, live=True)
         lacking.update(missing)
         planned[task.task_id] = PlannedTask(task, spec, _isolation(task, can, options))
     if scorer is None:
@@ -199,7 +219,7 @@ async def plan_run(
         created_at=clock.now(),
         plan=PlanRecord(
             task_ids=tuple(planned),
-            repeats=options.repeats,
+            repeats=options.roots,
             agent=actor.name,
             model=model.name if model else None,
             sandbox=provider.name,
@@ -248,7 +268,7 @@ def _slots(task_ids: Sequence[str], options: RunOptions) -> list[tuple[str, int]
     if options.sampler is not None:
         return list(options.sampler(task_ids))
     order = "shuffled" if options.shuffle else "given"
-    return list(TaskSampler(task_ids, options.seed, order, options.repeats))
+    return list(TaskSampler(task_ids, options.seed, order, options.roots))
 
 
 def _choose(taskset: Taskset, options: RunOptions) -> list[Task]:
@@ -323,12 +343,13 @@ def _config(
         **(_model_config(model, options) if model else {}),
         "sandbox": provider.name,
         "reward": None if reward is None else getattr(reward, "name", type(reward).__name__),
-        "repeats": options.repeats,
+        "repeats": options.roots,
         "seed": options.seed,
         "shuffle": options.shuffle,
         "image": options.image,
         "isolation": options.isolation,
         "rollout": msgspec.to_builtins(options.rollout),
+        **({"branch": options.branch, "fidelity": options.fidelity} if options.branch else {}),
     }
 
 

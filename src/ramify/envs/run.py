@@ -93,8 +93,10 @@ async def open_job(
             fields = {"sandbox": provider.name, "limits": list(plan.unenforced)}
             text = "limits that tasks ask for cannot be enforced here"
             observer.emit(LogEvent("", clock.now(), "warning", text, fields))
-        worker = RolloutWorker(plan, store, observer, clock, scope, store.ready)
         budgets = Budgets({"rollouts": plan.options.concurrency})
+        worker = RolloutWorker(
+            plan, store, observer, clock, scope, store.ready, lambda: budgets.hold({"rollouts": 1})
+        )
         cost = SpendBudget("cost", plan.options.max_cost_usd)
         job = Job(plan.job, store, worker, observer, clock, scope, budgets, metrics, cost)
         yield job, plan.path

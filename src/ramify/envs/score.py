@@ -62,7 +62,8 @@ async def score_job(
     The tests are those of the tasks as they stand now, so a mended verifier can be tried on what
     agents did before. A state is restored into a fresh sandbox (the work directory and declared
     outputs), so verification is at level `workdir` or stricter; each new reward says which. Tasks
-    that are known to need more (the agent's file system, or its processes) are left alone.
+    that are known to need more (the agent's file system, or its processes) are left alone, and so
+    are rollouts that branched.
 
     Args:
         job: the run directory.
@@ -81,8 +82,8 @@ async def score_job(
     if not place:
         raise ConfigError("the job does not say where its tasks are; name them with --tasks")
     needy = _need_more(place, {result.task_id for result in found.values()})
-    left_alone = [result for result in found.values() if result.task_id in needy]
-    slots = sorted((r.task_id, r.repeat) for r in found.values() if r.task_id not in needy)
+    left_alone = [r for r in found.values() if r.task_id in needy or r.leaves > 1]
+    slots = sorted((r.task_id, r.repeat) for r in found.values() if r not in left_alone)
     if not slots:
         raise UnsupportedError(
             f"{job}: the tests of all its tasks need the agent's file system or processes, of "

@@ -14,8 +14,11 @@ from ramify.contracts.task import TaskPackage
 from ramify.engine.store import Store
 from ramify.envs.plan import PlannedTask, RunPlan
 from ramify.envs.stages import stages_of
+from ramify.kernel.places import Extra
+from ramify.kernel.plan import RolloutPlan
+from ramify.kernel.policy import BranchPolicy, parse_branch
 from ramify.kernel.recorder import TreeRecorder
-from ramify.kernel.rollout import RolloutPlan, run_rollout
+from ramify.kernel.rollout import run_rollout
 
 _VERIFY_SEC = 1800.0
 
@@ -31,6 +34,7 @@ class RolloutWorker:
         clock: time.
         cancel: the job's cancel scope.
         ready: awaited after each step, for backpressure.
+        extra_place: waits for leave to run one more path side by side.
     """
 
     plan: RunPlan
@@ -39,6 +43,7 @@ class RolloutWorker:
     clock: Clock
     cancel: CancelScope
     ready: Callable[[], Awaitable[None]]
+    extra_place: Extra
 
     async def __call__(self, item: WorkItem) -> RolloutResult:
         """Run one attempt. Returns a result, whatever happens but cancellation of the task."""
@@ -75,7 +80,14 @@ class RolloutWorker:
             verify_timeout_sec=self._verify_timeout(package),
             minimum_reward=package.verifier.reward_range[0] if package else 0.0,
             model=self.plan.model.name if self.plan.model else "",
+            policy=self._policy(),
+            fidelity=self.plan.options.fidelity,
+            extra_place=self.extra_place,
         )
+
+    def _policy(self) -> BranchPolicy | None:
+        branch = self.plan.options.branch
+        return parse_branch(branch) if branch is not None else None
 
     def _verify_timeout(self, package: TaskPackage | None) -> float:
         """Twice the tests' own time (once more on an untouched workspace), and room to prepare."""
