@@ -71,8 +71,8 @@ def results_table(results: Sequence[RolloutResult], width: int = _WIDE) -> Table
 _LEFT_OUT_FIRST = ("start", "verify", "graded on", "cost", "agent", "tokens", "total")
 _COLUMNS: Mapping[str, Literal["left", "right"]] = {
     "task": "left", "#": "right", "outcome": "left", "reward": "right", "leaves": "right",
-    "graded on": "left", "start": "right", "agent": "right", "verify": "right", "total": "right", "tokens": "right",
-    "cost": "right",
+    "graded on": "left", "start": "right", "agent": "right", "verify": "right",
+    "total": "right", "tokens": "right", "cost": "right",
 }  # fmt: skip
 
 
