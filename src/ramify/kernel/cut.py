@@ -50,7 +50,7 @@ class Standing:
     branches: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Cut:
     """A checkpoint.
 

@@ -60,7 +60,8 @@ class Grove:
         places: how many limbs may be alive at once.
         leaves: how each path ended.
         spent: worlds that became checkpoints; their clean-up waits for the rollout's end.
-        kept: checkpoints for later, by the place they were taken at.
+        cuts: checkpoints that are not discarded yet.
+        kept: those for later, by the place they were taken at.
         artifacts: the rollout's directory.
     """
 
@@ -69,6 +70,7 @@ class Grove:
     artifacts: Path
     leaves: list[Leaf] = field(default_factory=list[Leaf])
     spent: list[World] = field(default_factory=list[World])
+    cuts: list[Cut] = field(default_factory=list[Cut])
     kept: list[tuple[Point, Cut]] = field(default_factory=list[tuple[Point, Cut]])
 
 
@@ -254,6 +256,7 @@ class Limb:
             start = self.ctx.clock.monotonic()
             plan = self.grove.plan
             self.origin = cut = await take_cut(world, here, self.standing, plan.fidelity)
+            self.grove.cuts.append(cut)
             cost = self.ctx.clock.monotonic() - start
             self.recorder.checkpoint(
                 CheckpointEvent(
@@ -294,7 +297,10 @@ class Limb:
         return child
 
     async def discard(self, cut: Cut) -> None:
-        """Free a checkpoint from which nothing more is made."""
+        """Free a checkpoint from which nothing more is made. Idempotent."""
+        if cut not in self.grove.cuts:
+            return
+        self.grove.cuts.remove(cut)
         await self.phases.clean("checkpoint", partial(self.grove.plan.provider.discard, cut.image))
 
     async def _bury(self, world: World) -> None:

@@ -50,9 +50,9 @@ def root_limb(plan: RolloutPlan, ctx: Context) -> Limb:
 
 
 async def bury(limb: Limb) -> None:
-    """Close the worlds that became checkpoints, and free those checkpoints that were kept."""
+    """Close the worlds that became checkpoints, and free what is left of those."""
     grove = limb.grove
-    for _, cut in grove.kept:
+    for cut in list(grove.cuts):
         await limb.discard(cut)
     for world in reversed(grove.spent):
         if world.environment is not None:
