@@ -18,8 +18,9 @@ from ramify.planes.agent.program import ProgramAgent
 from ramify.planes.agent.scripted import ScriptedAgent
 from ramify.planes.agent.shell import ShellAgent
 from ramify.planes.sandbox.local import LocalProvider
+from ramify.testing.agent_bench import AgentBench, AgentScene
 from ramify.testing.check import Check
-from ramify.testing.conformance_agent import AGENT_CHECKS, AgentBench, AgentScene
+from ramify.testing.conformance_agent import AGENT_CHECKS
 from ramify.testing.context import make_context
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.asyncio(loop_scope="module")]

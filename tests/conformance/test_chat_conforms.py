@@ -15,8 +15,9 @@ from ramify.contracts.sandbox import SandboxSpec
 from ramify.contracts.task import Task
 from ramify.planes.agent.chat import ChatAgent
 from ramify.planes.sandbox.local import LocalProvider
+from ramify.testing.agent_bench import AgentBench, AgentScene
 from ramify.testing.check import Check
-from ramify.testing.conformance_agent import AGENT_CHECKS, AgentBench, AgentScene
+from ramify.testing.conformance_agent import AGENT_CHECKS
 from ramify.testing.context import make_context
 from ramify.testing.scripted_model import Script, ScriptedModel, Seen, Turn, call
 

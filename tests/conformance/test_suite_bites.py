@@ -18,6 +18,7 @@ from naive import NaiveProvider
 from ramify.contracts.sandbox import SandboxSpec
 from ramify.testing import (
     conformance_agent,
+    conformance_checkpoint,
     conformance_reward,
     conformance_sandbox_download,
     conformance_sandbox_exec,
@@ -102,6 +103,7 @@ async def test_a_naive_sandbox_is_caught(name: str, tmp_path: Path) -> None:
 
 MODULES = [
     conformance_agent,
+    conformance_checkpoint,
     conformance_reward,
     conformance_sandbox_download,
     conformance_sandbox_exec,

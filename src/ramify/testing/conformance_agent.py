@@ -1,32 +1,25 @@
-"""The conformance suite of the contracts Agent and Session.
+"""The conformance suite of the contracts Agent, Session and Checkpointable.
 
-An agent cannot be told what to do in general, so the caller brings scenes: each opens a fresh
-agent, sandbox and context, in which the agent, given `prompt`, acts in a known way.
-
-    bench = AgentBench({"works": works, "slow": slow, "fails": fails})
     await check.run(bench)   # for each check of AGENT_CHECKS
 
-Scenes: `works` (ends its turn within seconds, after at least one step), `slow` (would run for half
-a minute, with a process inside), `fails` (fails by its own doing). A check whose scene is not
-brought is skipped. The sandbox must be real wherever processes matter.
+What it runs on is an AgentBench (testing/agent_bench.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 
 import msgspec
 
-from ramify.contracts.agent import Agent, StopReason
-from ramify.contracts.context import Context
+from ramify.contracts.agent import StopReason
 from ramify.contracts.errors import AgentError, SandboxLostError, StoreError
 from ramify.contracts.messages import Message
 from ramify.contracts.sandbox import Sandbox
 from ramify.contracts.tree import Step
+from ramify.testing import conformance_checkpoint
+from ramify.testing.agent_bench import AgentBench
 from ramify.testing.check import (
     Check,
     CheckSkipped,
@@ -39,29 +32,6 @@ from ramify.testing.check import (
 )
 from ramify.testing.context import recorded
 from ramify.testing.sandbox_bench import sh
-
-AgentScene = Callable[[], AbstractAsyncContextManager[tuple[Agent, Sandbox, Context]]]
-
-
-@dataclass(frozen=True, slots=True)
-class AgentBench:
-    """An agent under test.
-
-    Attributes:
-        scenes: by name: `works`, `slow`, `fails`. The context comes from `make_context`.
-        prompt: the instruction that makes the agent do what its scene says.
-        acts: whether `works` makes steps; an agent that does nothing makes none.
-    """
-
-    scenes: Mapping[str, AgentScene]
-    prompt: str = "Do the task."
-    acts: bool = True
-
-    async def missing(self, need: str) -> str | None:
-        """See `Bench.missing`. Needs: the names of scenes."""
-        if need not in ("works", "slow", "fails"):
-            raise ValueError(f"unknown scene {need!r}; known: works, slow, fails")
-        return None if need in self.scenes else f"there is no scene {need!r} for this agent"
 
 
 async def _processes(sandbox: Sandbox) -> int:
@@ -342,5 +312,6 @@ AGENT_CHECKS: tuple[Check[AgentBench], ...] = (
     _one_prompt_at_a_time,
     _lost_sandbox_is_not_the_agents_failure,
     _failure_is_an_agent_error,
+    *conformance_checkpoint.CHECKPOINT_CHECKS,
 )
-"""Every check of the contracts Agent and Session."""
+"""Every check of the contracts Agent, Session and Checkpointable."""
