@@ -347,6 +347,9 @@ class LayerStore:
                 below = base.digest if base else record.base or ""
                 diffs = [self.layers_dir / layer / "diff" for layer in record.layers[:cut]]
                 own, _size = digest_stack(diffs)
+                if diffs:
+                    root = diffs[0].stat()
+                    own += f" {root.st_mode} {root.st_uid} {root.st_gid}"
                 record = msgspec.structs.replace(record, content=chain_digest(below, own))
                 with exclusive(self.root):
                     if read_image(self.root, image.id) is not None:
