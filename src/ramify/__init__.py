@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from ramify.engine.pool import ResourcePool as ResourcePool
     from ramify.engine.summary import JobSummary as JobSummary
     from ramify.envs.check import check_tasks as check_tasks
+    from ramify.envs.live import LiveRollout as LiveRollout
+    from ramify.envs.live import open_rollout as open_rollout
     from ramify.envs.plan import RunOptions as RunOptions
     from ramify.envs.run import JobReport as JobReport
     from ramify.envs.run import run as run
@@ -69,6 +71,7 @@ _MODULES = {
     "engine.pool": ("ResourcePool",),
     "engine.summary": ("JobSummary",),
     "envs.check": ("check_tasks",),
+    "envs.live": ("LiveRollout", "open_rollout"),
     "envs.plan": ("RunOptions",),
     "envs.run": ("JobReport", "run", "stream"),
     "kernel.trajectory": ("Trajectory",),

@@ -218,6 +218,7 @@ class Play:
             stages=[Stage(fake.task, self.reward, 100.0)],
             recorder=recorder,
             policy=self.policy,
+            keep_worlds=self.policy is not None,
             **options,
         )
         return await run_rollout(plan, ctx)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ramify import compose
 from ramify.contracts.agent import Agent
-from ramify.contracts.context import CancelScope
+from ramify.contracts.context import CancelScope, Clock
 from ramify.contracts.events import LogEvent, Observer
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.reward import Reward
@@ -26,7 +26,7 @@ from ramify.engine.observe import FanOut, LoggingObserver, Metrics, RedactingObs
 from ramify.engine.redact import Redactor
 from ramify.engine.store import Store
 from ramify.engine.summary import JobSummary
-from ramify.envs.plan import RunOptions, plan_run
+from ramify.envs.plan import RunOptions, RunPlan, plan_run
 from ramify.envs.worker import RolloutWorker
 
 
@@ -47,27 +47,44 @@ class JobReport:
     metrics: Mapping[str, Summary]
 
 
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """A planned job whose run directory and sandboxes are open, before anything of it runs.
+
+    Attributes:
+        plan: what is to run.
+        store: the run directory.
+        observer: where events go; `metrics` adds them up.
+        worker: runs one attempt.
+        budgets: what may run at once.
+        clock, cancel: the job's.
+    """
+
+    plan: RunPlan
+    store: Store
+    observer: Observer
+    metrics: Metrics
+    worker: RolloutWorker
+    budgets: Budgets
+    clock: Clock
+    cancel: CancelScope
+
+
 @asynccontextmanager
-async def open_job(
+async def open_stand(
     tasks: str | Path | Taskset,
     *,
-    agent: str | Agent = "oracle",
-    sandbox: str | SandboxProvider = "local",
-    reward: Reward | Callable[..., Any] | None = None,
-    options: RunOptions | None = None,
+    agent: str | Agent,
+    sandbox: str | SandboxProvider,
+    reward: Reward | Callable[..., Any] | None,
+    options: RunOptions | None,
     on_event: Callable[..., Any] | None = None,
     observers: Sequence[Observer] = (),
     cancel: CancelScope | None = None,
-) -> AsyncGenerator[tuple[Job, Path]]:
-    """Plan a job, take its run directory, and give the job to the body, which streams it.
+) -> AsyncGenerator[Stand]:
+    """Plan a job and open all it needs; everything is closed at the end.
 
-    Everything that was opened is closed at the end: sandboxes, provider, store. `on_event` is a
-    function of the user (sync or async) that gets `event`; `observers` see the same events at
-    once. The job's cancel scope is `cancel`, or one that nobody else has.
-
-    Raises:
-        UsageError: before anything is made.
-        StoreError: the run directory cannot be used.
+    Arguments and errors are those of `open_job`.
     """
     clock = SystemClock()
     scope = cancel or Cancellation()
@@ -97,9 +114,54 @@ async def open_job(
         worker = RolloutWorker(
             plan, store, observer, clock, scope, store.ready, lambda: budgets.hold({"rollouts": 1})
         )
-        cost = SpendBudget("cost", plan.options.max_cost_usd)
-        job = Job(plan.job, store, worker, observer, clock, scope, budgets, metrics, cost)
-        yield job, plan.path
+        yield Stand(plan, store, observer, metrics, worker, budgets, clock, scope)
+
+
+@asynccontextmanager
+async def open_job(
+    tasks: str | Path | Taskset,
+    *,
+    agent: str | Agent = "oracle",
+    sandbox: str | SandboxProvider = "local",
+    reward: Reward | Callable[..., Any] | None = None,
+    options: RunOptions | None = None,
+    on_event: Callable[..., Any] | None = None,
+    observers: Sequence[Observer] = (),
+    cancel: CancelScope | None = None,
+) -> AsyncGenerator[tuple[Job, Path]]:
+    """Plan a job, take its run directory, and give the job to the body, which streams it.
+
+    Everything that was opened is closed at the end: sandboxes, provider, store. `on_event` is a
+    function of the user (sync or async) that gets `event`; `observers` see the same events at
+    once. The job's cancel scope is `cancel`, or one that nobody else has.
+
+    Raises:
+        UsageError: before anything is made.
+        StoreError: the run directory cannot be used.
+    """
+    async with open_stand(
+        tasks,
+        agent=agent,
+        sandbox=sandbox,
+        reward=reward,
+        options=options,
+        on_event=on_event,
+        observers=observers,
+        cancel=cancel,
+    ) as stand:
+        cost = SpendBudget("cost", stand.plan.options.max_cost_usd)
+        job = Job(
+            stand.plan.job,
+            stand.store,
+            stand.worker,
+            stand.observer,
+            stand.clock,
+            stand.cancel,
+            stand.budgets,
+            stand.metrics,
+            cost,
+        )
+        yield job, stand.plan.path
 
 
 async def stream(

@@ -117,8 +117,8 @@ async def score_job(
 def _need_more(tasks: str | Path, task_ids: Set[str]) -> set[str]:
     """Tasks whose tests need more than the final work directory.
 
-    Those known to, those that are scored after each of several steps, and Compose projects, whose
-    services had a state of their own.
+    Those known to, those that are scored after each of several steps, and Compose projects and
+    worlds, whose services had a state of their own.
     """
     taskset = compose.taskset(str(tasks))
     needy: set[str] = set()
@@ -128,6 +128,7 @@ def _need_more(tasks: str | Path, task_ids: Set[str]) -> set[str]:
             continue
         known = package.verifier.isolation or compose.remembered_level(package.digest)
         shares = known in (IsolationLevel.FILESYSTEM, IsolationLevel.LIVE)
-        if shares or package.steps or package.sandbox.compose is not None:
+        alive = package.sandbox.compose is not None or package.world is not None
+        if shares or package.steps or alive:
             needy.add(task_id)
     return needy

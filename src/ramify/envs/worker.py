@@ -47,6 +47,10 @@ class RolloutWorker:
 
     async def __call__(self, item: WorkItem) -> RolloutResult:
         """Run one attempt. Returns a result, whatever happens but cancellation of the task."""
+        return await run_rollout(*self.prepare(item))
+
+    def prepare(self, item: WorkItem) -> tuple[RolloutPlan, Context]:
+        """The parts of one attempt; nothing of it runs yet."""
         planned = self.plan.tasks[item.task_id]
         recorder = TreeRecorder(item.rollout_id, self.observer, self.clock, self.ready)
         ctx = Context(
@@ -63,7 +67,7 @@ class RolloutWorker:
             resources=self.plan.options.resources,
             sandboxes=self.plan.provider,
         )
-        return await run_rollout(self._rollout(item, planned, recorder), ctx)
+        return self._rollout(item, planned, recorder), ctx
 
     def _rollout(self, item: WorkItem, planned: PlannedTask, recorder: TreeRecorder) -> RolloutPlan:
         package = planned.task.package
@@ -72,16 +76,18 @@ class RolloutWorker:
             provider=self.plan.provider,
             spec=planned.spec,
             agent=self.plan.agent,
-            environment=compose.environment(planned.task),
+            environment=compose.environment(planned.task, self.store.path / "worlds"),
             stages=stages_of(planned.task, planned.isolation, self.plan.rewards),
             recorder=recorder,
             reward_strategy=package.reward_strategy if package else "mean",
             collect=compose.artifact_collector(),
+            readiness_timeout_sec=compose.readiness_timeout(planned.task),
             verify_timeout_sec=self._verify_timeout(package),
             minimum_reward=package.verifier.reward_range[0] if package else 0.0,
             model=self.plan.model.name if self.plan.model else "",
             policy=self._policy(),
             fidelity=self.plan.options.fidelity,
+            keep_worlds=self.plan.options.branch is not None,
             extra_place=self.extra_place,
         )
 

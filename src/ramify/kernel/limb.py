@@ -313,7 +313,7 @@ class Limb:
 
     async def _write_down(self, world: World) -> None:
         """Keep what the world holds at this node, for comparing it with others."""
-        if self.grove.plan.policy is None or not isinstance(world.environment, Forkable):
+        if not (self.grove.plan.keep_worlds and isinstance(world.environment, Forkable)):
             return
         node = self.recorder.current
         state = await world.environment.describe()

@@ -38,6 +38,7 @@ class RolloutPlan:
         model: name of the policy, for the record.
         policy: where it branches; None: nowhere.
         fidelity: what each child of a branch gets of the session, at least.
+        keep_worlds: write down what the world holds at checkpoints and leaves.
         extra_place: waits for leave to run one more path side by side.
         child_retries: how often a child that the machine or the world failed is made again.
     """
@@ -57,5 +58,6 @@ class RolloutPlan:
     model: str = ""
     policy: BranchPolicy | None = None
     fidelity: Fidelity = Fidelity.LIVE
+    keep_worlds: bool = False
     extra_place: Extra | None = None
     child_retries: int = 1

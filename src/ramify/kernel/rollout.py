@@ -38,7 +38,7 @@ async def run_rollout(plan: RolloutPlan, ctx: Context) -> RolloutResult:
         watcher = group.create_task(run.cancel_with(phases))
         await asyncio.wait([phases])
         watcher.cancel()
-    return run.result()
+    return result_of(run.limb, run.started_at)
 
 
 def root_limb(plan: RolloutPlan, ctx: Context) -> Limb:
@@ -81,46 +81,46 @@ class _Rollout:
         finally:
             await uninterrupted(bury(self.limb))
 
-    def result(self) -> RolloutResult:
-        """The record of what happened; emits the outcome."""
-        plan, limb, tree = self.plan, self.limb, self.plan.recorder.tree
-        if not limb.grove.leaves:
-            # Cancelled before its first step, so that no phase could say so.
-            limb.verdict = classify(asyncio.CancelledError("before it began"), limb.phases.current)
-            limb.end()
-        found = total(tree, limb.grove.leaves, plan.minimum_reward)
-        clock, item, verified = limb.ctx.clock, plan.item, found.verified
-        limb.ctx.observer.emit(
-            OutcomeEvent(
-                limb.ctx.rollout_id, clock.now(), found.outcome, found.reward, item.attempt
-            )
-        )
-        return RolloutResult(
-            rollout_id=item.rollout_id,
-            job_id=item.job_id,
-            task_id=item.task_id,
-            repeat=item.repeat,
-            attempt=item.attempt,
-            fence=item.fence,
-            outcome=found.outcome,
-            config_hash=item.config_hash,
-            seed=item.seed,
-            reward=found.reward,
-            invalid_reason=found.verdict.reason if found.verdict else None,
-            error=found.verdict.error if found.verdict else None,
-            grader_isolation=verified.grader_isolation if verified else None,
-            items=verified.items if verified else {},
-            timings={name: round(seconds, 6) for name, seconds in limb.phases.timings.items()},
-            usage=tree_usage(tree),
-            agent=plan.agent.name,
-            model=plan.model,
-            sandbox=plan.provider.name,
-            steps=len(tree) - 1,
-            started_at=self.started_at,
-            finished_at=clock.now(),
-            trajectory_hash=trajectory_hash(tree),
-            leaves=len(limb.grove.leaves),
-            reward_se=found.se,
-            biased=found.biased,
-            dropped=found.dropped,
-        )
+
+def result_of(limb: Limb, started_at: float) -> RolloutResult:
+    """The record of what became of a root limb and all that branched off; emits the outcome."""
+    plan = limb.grove.plan
+    tree = plan.recorder.tree
+    if not limb.grove.leaves:
+        # Cancelled before its first step, so that no phase could say so.
+        limb.verdict = classify(asyncio.CancelledError("before it began"), limb.phases.current)
+        limb.end()
+    found = total(tree, limb.grove.leaves, plan.minimum_reward)
+    clock, item, verified = limb.ctx.clock, plan.item, found.verified
+    limb.ctx.observer.emit(
+        OutcomeEvent(limb.ctx.rollout_id, clock.now(), found.outcome, found.reward, item.attempt)
+    )
+    return RolloutResult(
+        rollout_id=item.rollout_id,
+        job_id=item.job_id,
+        task_id=item.task_id,
+        repeat=item.repeat,
+        attempt=item.attempt,
+        fence=item.fence,
+        outcome=found.outcome,
+        config_hash=item.config_hash,
+        seed=item.seed,
+        reward=found.reward,
+        invalid_reason=found.verdict.reason if found.verdict else None,
+        error=found.verdict.error if found.verdict else None,
+        grader_isolation=verified.grader_isolation if verified else None,
+        items=verified.items if verified else {},
+        timings={name: round(seconds, 6) for name, seconds in limb.phases.timings.items()},
+        usage=tree_usage(tree),
+        agent=plan.agent.name,
+        model=plan.model,
+        sandbox=plan.provider.name,
+        steps=len(tree) - 1,
+        started_at=started_at,
+        finished_at=clock.now(),
+        trajectory_hash=trajectory_hash(tree),
+        leaves=len(limb.grove.leaves),
+        reward_se=found.se,
+        biased=found.biased,
+        dropped=found.dropped,
+    )
