@@ -41,7 +41,8 @@ async def main(sandbox: str) -> None:
             await rollout.prompt()
             children = await rollout.branch(len(IDEAS), reason="ideas")
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(attempt(c, i)) for c, i in zip(children, IDEAS)]
+                pairs = zip(children, IDEAS, strict=True)
+                tasks = [group.create_task(attempt(*pair)) for pair in pairs]
             scores = [task.result() for task in tasks]
             for reward, idea, _ in scores:
                 print(f"{reward:.1f}  {idea}")
