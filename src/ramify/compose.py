@@ -34,6 +34,7 @@ from ramify.contracts.sandbox import (
     SandboxSpec,
 )
 from ramify.contracts.task import IsolationLevel, Task, Taskset
+from ramify.tasks.digest import package_digest
 from ramify.tasks.levels import LevelStore
 from ramify.tasks.skills import without_skills
 
@@ -54,6 +55,7 @@ TABLE: Mapping[str, Mapping[str, str]] = {
     },
     "environments": {
         "package": "ramify.planes.environment.package:PackageEnvironment",
+        "manifest": "ramify.planes.environment.world:ManifestEnvironment",
     },
     "rewards": {
         "script": "ramify.planes.reward.script:ScriptVerifier",
@@ -184,9 +186,43 @@ def model(
     return _build("models", provider, options, given)
 
 
-def environment(task: Task) -> Environment:
-    """The world of a task. A new one for each rollout."""
-    return _build("environments", "package", {})
+def environment(task: Task, keep: Path) -> Environment:
+    """The world of a task. A new one for each rollout.
+
+    `keep` is where worlds that persist keep their state from one episode to the next.
+    """
+    package = task.package
+    if package is None or package.world is None:
+        return _build("environments", "package", {})
+    return manifest_world(Path(package.world), keep, wanted=package.services)
+
+
+def manifest_world(path: Path, keep: Path, **how: Any) -> Any:
+    """The world of a manifest, a `ManifestEnvironment`; `how` is more of its `WorldOptions`.
+
+    Raises: ConfigError (the manifest), UnsupportedError (a topology that is not served).
+    """
+    return load("environments", "manifest").open(path, home=ramify_home(), keep=keep, **how)
+
+
+def in_world(task: Task, manifest: Path | None = None) -> Task:
+    """The task as it runs in the world of its own manifest, else of the one given.
+
+    Raises: ConfigError (bad manifest, or services of no manifest), UnknownNameError.
+    """
+    return load_function("ramify.planes.environment.joining:in_world")(
+        task, manifest, ramify_home()
+    )
+
+
+def readiness_timeout(task: Task) -> float:
+    """Seconds that the world of a task has until it is healthy, and some to spare."""
+    return load_function("ramify.planes.environment.joining:readiness_timeout")(task)
+
+
+def world_digest(task: Task) -> str:
+    """Identifies the manifest of a task's world and the directories it names; empty without."""
+    return load_function("ramify.planes.environment.joining:world_digest")(task, package_digest)
 
 
 def taskset(path: str, options: Mapping[str, str] | None = None) -> Taskset:
@@ -198,7 +234,7 @@ def taskset(path: str, options: Mapping[str, str] | None = None) -> Taskset:
 
 def reward(level: IsolationLevel) -> Reward:
     """The script verifier of task directories at an isolation level."""
-    prepare = load_function("ramify.planes.environment.package:provision_package")
+    prepare = load_function("ramify.planes.environment.placing:provision_files")
     return load("rewards", "script")(level, prepare=prepare)
 
 

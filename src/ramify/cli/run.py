@@ -48,6 +48,8 @@ _SECOND_INTERRUPT_SEC = 1.5
 @click.option("--isolation", type=click.Choice([level.value for level in IsolationLevel]),
               help="Verify at this level (default: what `tasks check` found).")  # fmt: skip
 @click.option("--image", metavar="NAME", help="Image for tasks that name none.")
+@click.option("--world", type=click.Path(path_type=Path), metavar="MANIFEST",
+              help="Manifest of the world of tasks that name none.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Seed of the job.")
 @click.option("--shuffle", is_flag=True, help="Start tasks in an order drawn from the seed.")
 @click.option(
@@ -78,6 +80,7 @@ def command(
     fidelity: str,
     isolation: str | None,
     image: str | None,
+    world: Path | None,
     seed: int,
     shuffle: bool,
     max_retries: int,
@@ -113,6 +116,7 @@ def command(
         max_cost_usd=max_cost,
         max_retries=max_retries,
         image=image,
+        world=world,
         isolation=IsolationLevel(isolation) if isolation else None,
         agent_options=pairs(agent_option, "-A"),
         taskset_options=pairs(taskset_option, "-T"),

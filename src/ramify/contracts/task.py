@@ -174,6 +174,8 @@ class TaskPackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `host_root_ok`: the task may also run on the host's own root file system, read-only below an
     overlay (`SandboxSpec.host_root`), in place of the image or build that `sandbox` names.
     `skills_dir` is where skills lie inside; they are hidden from the agent in no-skill mode.
+    `world` is the absolute path of the manifest of the world that the task is set in (None: it has
+    none, its directory is all), `services` names those of it that the task uses (none: all).
 
     `steps` are those of a multi-step task, whose reward is the mean over the steps that were
     reached, or the last one's. `at` is the index of the step that this package stands at.
@@ -196,6 +198,8 @@ class TaskPackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host_root_ok: bool = False
     mcp_servers: tuple[McpServer, ...] = ()
     skills_dir: str | None = None
+    world: str | None = None
+    services: tuple[str, ...] = ()
     steps: tuple[TaskStep, ...] = ()
     reward_strategy: Literal["mean", "final"] = "mean"
     at: int | None = None

@@ -60,6 +60,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         max_cost_usd: what the whole job may cost; when it is spent, nothing new starts.
         max_retries: retries of an outcome that is never scored.
         image: for tasks that come without a directory, and so name none.
+        world: manifest of the world of tasks that name none.
         isolation: verify at this level; by default the one that `ramify tasks check` found, else
             `filesystem`.
         shares_at_most: agent and verifier share no more than at this level, whatever was found.
@@ -86,6 +87,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_cost_usd: float | None = None
     max_retries: int = 2
     image: str | None = None
+    world: Path | None = None
     isolation: IsolationLevel | None = None
     shares_at_most: IsolationLevel | None = None
     model: str | Model | None = None
@@ -188,6 +190,7 @@ async def plan_run(
     mode = options.rollout.skill_mode
     for given in chosen:
         task = compose.hide_skills(given) if mode is SkillMode.NO_SKILL else given
+        task = compose.in_world(task, options.world)
         check_agent(task, actor, mode)
         check_verifiers(task, provider.name, can)
         wanted = compose.sandbox_spec(task, provider.name, can, options.image)
@@ -300,7 +303,8 @@ def _isolation(task: Task, can: Capabilities, options: RunOptions) -> IsolationL
     The services of a Compose project live on beside a frozen file system, as they are part of what
     the tests may ask; at stricter levels they are fresh. A separate verifier is the level
     `outputs`. Where nothing can be frozen (`bare`), a level nobody asked for by name becomes
-    `live`; the record of each reward says so.
+    `live`, as it is for a task in a world, whose services the tests ask; the record of each reward
+    says so.
     """
     package = task.package
     if package is None:
@@ -316,7 +320,8 @@ def _isolation(task: Task, can: Capabilities, options: RunOptions) -> IsolationL
             )
         return options.isolation
     level = package.verifier.isolation or compose.remembered_level(package.digest)
-    level = level or IsolationLevel.FILESYSTEM
+    alive = package.world is not None
+    level = level or (IsolationLevel.LIVE if alive else IsolationLevel.FILESYSTEM)
     if options.shares_at_most is not None:
         level = min(level, options.shares_at_most, key=list(IsolationLevel).index)
     return level if freezes or level is not IsolationLevel.FILESYSTEM else IsolationLevel.LIVE
@@ -335,9 +340,11 @@ def _config(
     return {
         "taskset": taskset_id,
         "tasks": {
-            task_id: entry.task.package.digest if entry.task.package else _digest(entry.task)
+            task_id: entry.task.package.digest + compose.world_digest(entry.task)
+            if entry.task.package
+            else _digest(entry.task)
             for task_id, entry in planned.items()
-        },
+        },  # fmt: skip
         "agent": agent.name,
         "agent_options": dict(options.agent_options),
         **(_model_config(model, options) if model else {}),

@@ -182,6 +182,8 @@ class _Reader:
                 "environment.mcp_servers", table.environment.mcp_servers
             ),
             skills_dir=fields.absolute("environment.skills_dir", table.environment.skills_dir),
+            world=self._world(),
+            services=tuple(table.environment.services),
             steps=steps,
             reward_strategy=table.multi_step_reward_strategy or "mean",
         )
@@ -263,6 +265,17 @@ class _Reader:
             kind = "directory" if directory else "file"
             raise self._error(f"ramify.{field}", f"no {kind} {value!r} in the task")
         return clean
+
+    def _world(self) -> str | None:
+        """The manifest of the task's world, which may stand beside the task."""
+        if self._native.world is None:
+            return None
+        place = (self._root / self._native.world).resolve()
+        if not place.is_file():
+            raise self._error(
+                "ramify.world", f"there is no manifest {place}; give its path from the task"
+            )
+        return str(place)
 
     def _error(self, field: str, message: str) -> ConfigError:
         return ConfigError(message, file=self._file, field=field)

@@ -88,7 +88,11 @@ class McpServerTable(_Table, frozen=True):
 
 
 class EnvironmentTable(_Table, frozen=True):
-    """`[environment]`. `memory` and `storage` are the legacy spellings, as in "4G"."""
+    """`[environment]`. `memory` and `storage` are the legacy spellings, as in "4G".
+
+    `services` is an extension that tasks of several benchmarks have: the services of their world
+    that they use, by name.
+    """
 
     build_timeout_sec: _Seconds = 600.0
     docker_image: _Text | None = None
@@ -109,6 +113,7 @@ class EnvironmentTable(_Table, frozen=True):
     network_mode: NetworkModeName | None = None
     allowed_hosts: list[str] | None = None
     allow_internet: bool | None = None
+    services: list[_Text] = []
 
 
 class CollectTable(_Table, frozen=True):
@@ -167,6 +172,7 @@ class RamifyTable(_Table, frozen=True):
     before the agent comes. `outputs` are the paths that carry the result, relative to the work
     directory or absolute. `needs` names programs that must exist inside. `reward_range` is
     (minimum, maximum). `isolation` fixes how much of the agent's state the verifier may see.
+    `world` is the manifest of the world that the task is set in, relative to the task directory.
     """
 
     image_free: bool = False
@@ -177,6 +183,7 @@ class RamifyTable(_Table, frozen=True):
     needs: list[_Text] = []
     reward_range: tuple[float, float] = (0.0, 1.0)
     isolation: IsolationLevel | None = None
+    world: _Text | None = None
 
 
 class TaskToml(_Table, frozen=True):

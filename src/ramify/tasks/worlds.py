@@ -56,7 +56,7 @@ class Worlds:
         spec = self._spec("environment", table, folder, network)
         if spec is not None and not self.native.image_free:
             return spec
-        if spec is None and not self.native.image_free:
+        if spec is None and not self.native.image_free and self.native.world is None:
             raise self.fields.error(
                 "environment",
                 f"the task needs {self.layout.environment}/Dockerfile, a Compose file there, "
@@ -70,6 +70,8 @@ class Worlds:
             limits=self.fields.limits("environment", table),
             network=network,
         )
+        if self.native.world is not None:
+            return made  # The world may have one.
         return msgspec.structs.replace(made, workdir=made.workdir or DEFAULT_WORKDIR)
 
     def _spec(

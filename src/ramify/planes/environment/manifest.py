@@ -168,6 +168,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         raise check.error("task_selection.key", 'is required for mechanism = "env_var"')
     check.services()
     check.readiness()
+    check.parts()
     for index, spec in enumerate(state):
         check.state(index, spec, _fields_of(raw, index))
     check.hidden(table.verifier)
@@ -316,6 +317,14 @@ class _Check:
                     f"{url!r} must be http on the sandbox's loopback, with a port: "
                     "http://localhost:8000/health",
                 )
+
+    def parts(self) -> None:
+        seen: list[object] = []
+        for index, spec in enumerate(self.specs):
+            place = spec.name or (spec.kind, spec.paths, spec.service, spec.url)
+            if place in seen:
+                raise self.error(f"state[{index}]", "is there twice; give each a `name` of its own")
+            seen.append(place)
 
     def state(self, index: int, spec: StateSpec, given: Iterable[str]) -> None:
         where = f"state[{index}]"

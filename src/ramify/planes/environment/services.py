@@ -137,11 +137,11 @@ class Services:
             if spec.command is not None:
                 await self._spawn(spec, spec.command)
 
-    async def start_entrypoint(self, command: Sequence[str], user: str | None) -> None:
+    async def start_entrypoint(self, command: Sequence[str], user: str | None, cwd: str) -> None:
         """Start the image's entrypoint, before the services that have commands of their own."""
         others = [s for s in self.order if s.command is None]
         await self._check_ports(others)
-        spec = ServiceSpec(ENTRYPOINT, user=user)
+        spec = ServiceSpec(ENTRYPOINT, user=user, cwd=cwd)
         await self._spawn(spec, command)
 
     async def start(self, name: str) -> None:

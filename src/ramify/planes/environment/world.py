@@ -1,0 +1,421 @@
+"""The world of a manifest: provisioned, gated, asked, put back, forked and torn down."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypedDict, Unpack
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ramify.contracts.context import Context
+from ramify.contracts.drivers import DriverWorld, StateDriver
+from ramify.contracts.environment import ReadinessProbe, StateSnapshot, WorldState
+from ramify.contracts.errors import ConfigError, EnvironmentFailed, UnsupportedError
+from ramify.contracts.sandbox import Sandbox
+from ramify.planes.environment.hidden import refuse_hidden, refuse_hidden_in_image
+from ramify.planes.environment.manifest import Manifest, load_manifest
+from ramify.planes.environment.package import PackageEnvironment
+from ramify.planes.environment.parts import Parts
+from ramify.planes.environment.persistent import PersistentState
+from ramify.planes.environment.placing import chosen_services, upload_files
+from ramify.planes.environment.records import StateSpec
+from ramify.planes.environment.site import Site
+from ramify.planes.environment.state.make import make_driver
+
+DriverMaker = Callable[[StateSpec, Sandbox, DriverWorld], StateDriver]
+
+_MEMORY_KINDS = ("http", "command", "process")
+"""Kinds of state that, naming a service, stand for what it has in memory."""
+_PORTS = {"postgresql": 5432, "postgres": 5432, "redis": 6379}
+
+
+@dataclass(frozen=True, slots=True)
+class WorldOptions:
+    """How a manifest is run.
+
+    Attributes:
+        make_driver: makes the driver of a declared state.
+        home: where copies without hidden files are kept.
+        keep: where a persistent world's state is kept between episodes.
+        wanted: the services that the task uses; empty: all.
+        revertible: whether `reset` will be asked for, which costs a snapshot at the start.
+        declared_only: `snapshot` and `restore` are about declared state; what a service has in
+            memory beside it is left as it is, instead of being refused.
+        wait_sec: how long an episode of a persistent world waits for the one before it.
+    """
+
+    make_driver: DriverMaker
+    home: Path
+    keep: Path
+    wanted: Sequence[str] = ()
+    revertible: bool = False
+    declared_only: bool = False
+    wait_sec: float = 3600.0
+
+
+class _How(TypedDict, total=False):
+    wanted: Sequence[str]
+    revertible: bool
+    declared_only: bool
+    wait_sec: float
+
+
+@dataclass(slots=True)
+class _Hooks:
+    """State that was written down for services that do not come through a checkpoint."""
+
+    restarted: frozenset[str]
+    hooked: Sequence[str]
+    places: Mapping[int, Path]
+
+
+class ManifestEnvironment:
+    """Implements `contracts.environment.Revertible` and `Forkable` for a manifest.
+
+    Args:
+        manifest: what the world is declared as.
+        options: how it is run.
+    """
+
+    def __init__(self, manifest: Manifest, options: WorldOptions) -> None:
+        self._manifest, self._options = manifest, options
+        self._package = PackageEnvironment()
+        self._site: Site | None = None
+        self._parts = Parts(())
+        self._specs: tuple[StateSpec, ...] = ()
+        self._kept: PersistentState | None = None
+        self._loaded = False
+        self._scratch: Path | None = None
+        self._snapshots: dict[str, StateSnapshot] = {}
+        self._baseline: StateSnapshot | None = None
+        self._healthy = False
+        self._hooks: _Hooks | None = None
+
+    @classmethod
+    def open(cls, path: Path, *, home: Path, keep: Path, **how: Unpack[_How]) -> Self:
+        """The world of the manifest at a path; the other arguments are those of `WorldOptions`.
+
+        Raises: ConfigError (the manifest), UnsupportedError (a topology that is not served).
+        """
+        manifest = load_manifest(path)
+        if manifest.environment.topology == "shared-fleet":
+            raise UnsupportedError(
+                f'{path}: topology = "shared-fleet": a manifest does not join rollouts to a fleet '
+                'yet; use "in-sandbox"'
+            )
+        return cls(manifest, WorldOptions(make_driver, home, keep, **how))
+
+    # ---- life
+
+    async def provision(self, sandbox: Sandbox, ctx: Context) -> None:
+        """Put files in place and start the services; at a further step, the step's files alone.
+
+        Raises: EnvironmentFailed, ConfigError (the image lacks an entrypoint), UnsupportedError,
+        SandboxError.
+        """
+        if self._site is not None:
+            await self._package.provision(sandbox, ctx)
+            self._site.check()
+            return
+        manifest, hidden = self._manifest, self._manifest.verifier.hidden_from_agent
+        if manifest.environment.isolation == "persistent":
+            place = self._options.keep / manifest.environment.name
+            kept = PersistentState(place, manifest.environment.name, self._options.wait_sec)
+            await kept.claim()
+            self._kept = kept
+        if hidden:
+            digest = ctx.image.digest if ctx.image else ""
+            await refuse_hidden_in_image(sandbox, hidden, digest, self._options.home)
+        await upload_files(manifest, sandbox, ctx, self._options.home)
+        await self._package.provision(sandbox, ctx)
+        if hidden:
+            await refuse_hidden(sandbox, hidden, ctx.workdir, "the work directory")
+        order = await chosen_services(manifest, self._options.wanted, sandbox)
+        site = Site(manifest, sandbox, ctx, order, self._forwarded())
+        self._take_place(site)
+        if manifest.starts_entrypoint:
+            await self._start_entrypoint(site)
+        await site.services.start_all()
+        site.restart_clock()
+
+    async def readiness(self) -> ReadinessProbe:
+        """Ask everything that has to answer, once, all at the same time.
+
+        `answered_at` is when the first of the answers came, so that all of them are at least that
+        recent. Gives up (EnvironmentFailed) after the manifest's `timeout_sec`, at once where a
+        service has ended or its port is served by somebody else.
+        """
+        site = self._here()
+        if not (own := await self._package.readiness()).healthy:
+            site.check()
+            return own
+        answers = await site.ask(site.probes)
+        now = site.ctx.clock.monotonic()
+        if wrong := [answer for answer in answers if answer.wrong]:
+            detail = "; ".join(f"{answer.probe.what}: {answer.wrong}" for answer in wrong)
+            return ReadinessProbe(False, now, detail, site.pause())
+        if not self._healthy:
+            await site.services.owners()
+            if self._kept is not None and not self._loaded:
+                self._loaded = True
+                if await self._kept.load(self._parts):
+                    return await self.readiness()
+            if self._options.revertible and self._baseline is None:
+                self._baseline = await self.snapshot()
+                return await self.readiness()
+            site.report(answers)
+            self._healthy = True
+        return ReadinessProbe(True, min([answer.at for answer in answers], default=now))
+
+    async def query(self) -> dict[str, Any]:
+        """The services and what every declared state holds.
+
+        Raises: EnvironmentFailed, also where a service has ended.
+        """
+        site = self._here()
+        site.check()
+        state = await self._parts.describe()
+        return {
+            "name": self._manifest.environment.name,
+            "services": site.services.facts(),
+            "state": state.parts,
+            "digest": await self._parts.digest(),
+        }
+
+    async def teardown(self) -> None:
+        """Keep the state of a persistent world, end the services, free what lives on the host.
+
+        Idempotent. Raises: EnvironmentFailed (the state could not be kept; what was kept before
+        stays).
+        """
+        site, self._site = self._site, None
+        kept, self._kept = self._kept, None
+        scratch, self._scratch = self._scratch, None
+        try:
+            if kept is not None and site is not None and self._healthy:
+                site.check()
+                await kept.save(self._parts)
+        finally:
+            if site is not None:
+                await site.services.aclose()
+            if kept is not None:
+                kept.release()
+            if scratch is not None:
+                await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+            await self._package.teardown()
+
+    # ---- roll-back in place
+
+    async def snapshot(self) -> StateSnapshot:
+        """Capture the declared state, as one cut over all of it.
+
+        Raises: EnvironmentFailed (a service has ended, or the world does not stand still),
+        UnsupportedError (a service has state in memory that nothing declared captures).
+        """
+        site = self._here()
+        site.check()
+        self._refuse_memory()
+        place = await asyncio.to_thread(self._fresh_place)
+        digest = await self._parts.snapshot(place)
+        size = await asyncio.to_thread(_size, place)
+        last = next(reversed(self._snapshots), None)
+        found = StateSnapshot(place.name, digest, last, size)
+        self._snapshots[found.id] = found
+        return found
+
+    async def restore(self, snapshot: StateSnapshot) -> None:
+        """Return to that state; services that may lose their memory are started anew.
+
+        Raises: EnvironmentFailed (also for a snapshot of another world).
+        """
+        site = self._here()
+        if self._snapshots.get(snapshot.id) != snapshot or self._scratch is None:
+            raise EnvironmentFailed(
+                f"{snapshot.id!r} is no snapshot of this world; restore those that its own "
+                "`snapshot` returned, before its teardown"
+            )
+        site.check()
+        serving = self._serving()
+        again = [s.name for s in site.services.order if s.on_branch == "restart"]
+        again = [name for name in again if name not in serving]
+        for name in reversed(again):
+            await site.stop(name)
+        try:
+            await self._parts.restore(self._scratch / snapshot.id, snapshot.digest)
+        finally:
+            for name in again:
+                await site.start(name)
+        site.check()
+
+    async def reset(self) -> None:
+        """Return to the state in which the world was healthy first.
+
+        Raises: EnvironmentFailed, UnsupportedError (made without `revertible`).
+        """
+        if self._baseline is None:
+            raise UnsupportedError(
+                "this world was made without `revertible`, so its first state was not kept"
+            )
+        await self.restore(self._baseline)
+
+    # ---- through a checkpoint
+
+    async def quiesce(self, live: bool) -> Mapping[str, str]:
+        """Make ready for a checkpoint; see `contracts.environment.Forkable`."""
+        site = self._here()
+        site.check()
+        if self._kept is not None:
+            raise UnsupportedError(
+                f"the world {self._manifest.environment.name!r} is persistent, so it has one "
+                'history; a branch needs isolation = "per_task"'
+            )
+        ways = {spec.name: spec.on_branch or "live" for spec in site.services.order}
+        if self._manifest.starts_entrypoint:
+            ways.setdefault("entrypoint", "live")
+        if not live and (lost := [name for name, way in ways.items() if way == "live"]):
+            raise UnsupportedError(
+                f"the memory of {', '.join(lost)} would be lost: this checkpoint holds files "
+                "only; declare on_branch = "
+                '"restart" where that does not matter, "hook" with a state that gives it back, or '
+                "use a sandbox that captures processes (`ramify doctor`)"
+            )
+        hooked = [name for name, way in ways.items() if way == "hook"]
+        places = await self._write_hooks(hooked)
+        restarted = [name for name, way in ways.items() if way != "live"]
+        self._hooks = _Hooks(frozenset(restarted), hooked, places)
+        for name in reversed(restarted):
+            await site.stop(name)
+        return ways
+
+    async def resume(self) -> None:
+        """Start again what `quiesce` stopped, and give hooks their state back."""
+        hooks, self._hooks = self._hooks, None
+        if hooks is not None:
+            await self._revive(hooks)
+
+    async def fork(self, sandbox: Sandbox, ctx: Context) -> ManifestEnvironment:
+        """The same world in a sandbox made from the checkpoint; see `Forkable`."""
+        site, hooks = self._here(), self._hooks
+        if hooks is None:
+            raise EnvironmentFailed("the world was forked without `quiesce` before")
+        child = ManifestEnvironment(self._manifest, self._options)
+        child._package = await self._package.fork(sandbox, ctx)
+        there = Site(self._manifest, sandbox, ctx, site.services.order, self._forwarded())
+        child._take_place(there)
+        try:
+            there.services.attach_all(site.services, hooks.restarted)
+            await child._revive(hooks)
+        except BaseException:
+            await child.teardown()
+            raise
+        there.restart_clock()
+        return child
+
+    async def describe(self) -> WorldState:
+        """Declared state, the files of the work directory, and how the services are."""
+        site = self._here()
+        state = await self._parts.describe()
+        files = await self._package.describe()
+        parts = {**files.parts, **state.parts}
+        facts = site.services.facts()
+        if facts:
+            parts["services"] = {name: _fact(about) for name, about in facts.items()}
+        return WorldState(parts, {**files.left_out, **state.left_out})
+
+    # ---- parts of the above
+
+    def _here(self) -> Site:
+        if self._site is None:
+            raise EnvironmentFailed("the world is not there: provision comes first, teardown last")
+        return self._site
+
+    def _take_place(self, site: Site) -> None:
+        """Be in this sandbox from now on."""
+        used = {service.name for service in site.services.order}
+        self._specs = tuple(
+            spec for spec in self._manifest.state if spec.service is None or spec.service in used
+        )
+        make = self._options.make_driver
+        self._parts = Parts([make(spec, site.sandbox, site) for spec in self._specs])
+        self._site = site
+
+    def _forwarded(self) -> dict[str, str]:
+        keys = self._manifest.environment.forward_env.keys
+        return {key: os.environ[key] for key in keys if key in os.environ}
+
+    async def _start_entrypoint(self, site: Site) -> None:
+        image = site.ctx.image
+        command = (*image.entrypoint, *image.cmd) if image is not None else ()
+        if image is None or not command:
+            raise ConfigError(
+                "says that the image's entrypoint starts the services, and the image has none; "
+                "give the services commands",
+                file=str(self._manifest.path),
+                field="environment.owns_lifecycle",
+            )
+        await site.services.start_entrypoint(command, image.user, image.workdir or "/")
+
+    def _refuse_memory(self) -> None:
+        """Raise UnsupportedError for services whose memory `restore` would not bring back."""
+        if self._options.declared_only:
+            return
+        covered = {spec.service for spec in self._specs if spec.kind in _MEMORY_KINDS}
+        lost = [
+            service.name
+            for service in self._here().services.order
+            if service.on_branch != "restart" and service.name not in covered
+        ]
+        if lost:
+            raise UnsupportedError(
+                f"the memory of {', '.join(lost)} is no part of the declared state, so restoring "
+                'would not bring it back; declare on_branch = "restart" where it does not matter, '
+                "or a state (http, command, process) with that service"
+            )
+
+    def _serving(self) -> set[str | None]:
+        """Services that a driver asks, and that have to run while it restores."""
+        urls = [urlsplit(spec.url) for spec in self._specs if spec.url is not None]
+        ports = {parts.port or _PORTS.get(parts.scheme) for parts in urls}
+        listed = self._manifest.environment.services
+        asked = {spec.service for spec in self._specs if spec.kind in ("http", "process")}
+        return asked | {service.name for service in listed if service.port in ports}
+
+    async def _write_hooks(self, hooked: Sequence[str]) -> dict[int, Path]:
+        """Write down the state of services that have hooks: index of the driver → where."""
+        places: dict[int, Path] = {}
+        for index, spec in enumerate(self._specs):
+            if spec.service in hooked:
+                places[index] = await asyncio.to_thread(self._fresh_place)
+                await self._parts.drivers[index].snapshot(places[index])
+        return places
+
+    async def _revive(self, hooks: _Hooks) -> None:
+        """Start what was stopped, in order, and give hooks their state."""
+        site = self._here()
+        again = [s.name for s in site.services.order if s.name in hooks.restarted]
+        for name in again:
+            await site.services.start(name)
+        if hooks.hooked:
+            await site.settle(hooks.hooked)
+        for index, place in hooks.places.items():
+            await self._parts.drivers[index].restore(place)
+
+    def _fresh_place(self) -> Path:
+        if self._scratch is None:
+            self._scratch = Path(tempfile.mkdtemp(prefix="ramify-world-"))
+        return Path(tempfile.mkdtemp(prefix="state-", dir=self._scratch))
+
+
+def _fact(about: Mapping[str, object]) -> str:
+    return msgspec.json.encode(about, order="sorted").decode()
+
+
+def _size(place: Path) -> int:
+    return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
