@@ -20,6 +20,7 @@ from ramify.contracts.reward import VerifyResult
 from ramify.contracts.sandbox import Sandbox, SandboxImage, SandboxSpec
 from ramify.contracts.tree import Fidelity
 from ramify.kernel.stages import Stage
+from ramify.kernel.strays import stray_processes
 
 
 @dataclass(slots=True)
@@ -113,6 +114,13 @@ async def take_cut(world: World, node: int, standing: Standing, minimum: Fidelit
             "this sandbox cannot be branched: it has no file system of its own to freeze"
         )
     services = await environment.quiesce(False)
+    if minimum is not Fidelity.FRESH and (strays := await stray_processes(sandbox)):
+        await environment.resume()
+        raise UnsupportedError(
+            f"a branch here would lose what runs in the sandbox: {'; '.join(strays)}"
+            f"{f' ({why})' if why else ''}; let it end first, allow `--fidelity fresh`, or use the "
+            "local sandbox with live checkpoints (`ramify doctor`)"
+        )
     image = await sandbox.freeze()
     return Cut(node, image, environment, state, spec, services, fidelity, standing, why)
 

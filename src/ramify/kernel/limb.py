@@ -334,8 +334,8 @@ class Limb:
 
     async def verify(self, stage: Stage) -> VerifyResult:
         """Score what the agent left of a stage. Raises InvalidRewardError, InfraError, …"""
-        plan, ctx = self.grove.plan, self._at(stage)
-        world = await self.alive()
+        plan, world = self.grove.plan, await self.alive()
+        ctx = self._at(stage)
         async with self.phases.during(Phase.VERIFY):
             await self._write_down(world)
             if plan.collect is not None:

@@ -1,0 +1,101 @@
+"""Advantages by name: what an exporter is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ramify.contracts.errors import UnknownNameError
+from ramify.kernel.credit import (
+    Advantages,
+    forest_advantages,
+    gae,
+    segment_advantages,
+    treerl_advantages,
+)
+from ramify.kernel.groups import GROUP_RULES
+from ramify.kernel.outline import Number
+from ramify.kernel.value import Estimator, Values, tree_values
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Advantages on one tree, of edges or of whole paths.
+
+    Attributes:
+        scheme: its name.
+        edges: of each edge, under the node that it leads to; empty where the scheme credits paths.
+        ends: of each scored end, where the scheme credits paths: all edges above it have it.
+    """
+
+    scheme: str
+    edges: Advantages = field(default_factory=list["Number | None"])
+    ends: Mapping[int, Number | None] = field(default_factory=dict[int, "Number | None"])
+
+    def along(self, path: Sequence[int]) -> Advantages:
+        """The advantage of each edge of a path (ids from the root to a leaf), the root aside."""
+        if self.edges:
+            return [self.edges[node] for node in path[1:]]
+        found: Advantages = []
+        for node in reversed(path):  # below an end that somebody went on from there is nothing
+            known = self.ends.get(node, found[-1] if found else None)
+            found.append(known)
+        return found[-2::-1]
+
+
+_EdgeRule = Callable[[Sequence[Values]], list[Advantages]]
+
+_EDGE_RULES: dict[str, tuple[Estimator, _EdgeRule]] = {
+    "node": (Estimator.CHILD_MEAN, forest_advantages),
+    "spo": (Estimator.CHILD_MEAN, lambda forest: [segment_advantages(t) for t in forest]),
+    "gae": (Estimator.CHILD_MEAN, lambda forest: [gae(t) for t in forest]),
+    "treerl": (Estimator.LEAF_MEAN, lambda forest: [treerl_advantages(t) for t in forest]),
+}
+
+SCHEMES = (*_EDGE_RULES, *GROUP_RULES)
+"""Names of all schemes."""
+
+
+def assign_credit(scheme: str, forest: Sequence[Values]) -> list[Credit]:
+    """Advantages of all trees of one task.
+
+    Args:
+        scheme: one of SCHEMES. `node` (leave-one-out), `spo`, `gae` and `treerl` credit edges, the
+            others whole paths; those named after systems do as those do by default.
+        forest: the trees, valued by child means.
+
+    Raises:
+        UnknownNameError: no such scheme.
+        ValueError: the scheme cannot take these rewards.
+    """
+    if scheme in _EDGE_RULES:
+        estimator, rule = _EDGE_RULES[scheme]
+        return [Credit(scheme, edges) for edges in rule([_as(t, estimator) for t in forest])]
+    if scheme not in GROUP_RULES:
+        raise UnknownNameError("advantage", scheme, SCHEMES)
+    ends = [_ends(tree) for tree in forest]
+    rewards = [[t.value[end] for end in ids] for t, ids in zip(forest, ends, strict=True)]
+    return [
+        Credit(scheme, ends=dict(zip(ids, found, strict=True)))
+        for ids, found in zip(ends, GROUP_RULES[scheme](rewards), strict=True)
+    ]
+
+
+def _as(tree: Values, estimator: Estimator) -> Values:
+    """The same tree under another estimator."""
+    if tree.estimator is estimator:
+        return tree
+    ends = {n: v for n, v in enumerate(tree.value) if v is not None and not tree.count[n]}
+    return tree_values(tree.outline, ends, discount=tree.discount, estimator=estimator)
+
+
+def _ends(tree: Values) -> list[int]:
+    """Nodes that were scored and draws of the policy all the way: the members of a group."""
+    chosen = bytearray(len(tree))
+    for node in range(1, len(tree)):
+        chosen[node] = node in tree.outline.forced or chosen[tree.outline.parents[node]]
+    return [
+        node
+        for node, v in enumerate(tree.value)
+        if v is not None and not tree.count[node] and not chosen[node]
+    ]
