@@ -3,7 +3,8 @@
 python doomed.py SANDBOX OUT [PHASE NTH DELAY_MS]    kill -9 of the engine itself
 python doomed.py SANDBOX OUT part PHASE NTH WHAT     kill -9 of its spawner or a supervisor
 
-Prints the ids of the rollouts that it finished, sorted.
+Prints the ids of the rollouts that it finished, sorted. With DOOMED_BRANCH set, rollouts branch as
+it says, and follow a script instead of the reference solution.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-from ramify.contracts.events import AnyEvent, Observer, PhaseEvent
+from ramify.contracts.events import AnyEvent, CheckpointEvent, NodeEvent, Observer, PhaseEvent
+from ramify.contracts.tree import Step
 from ramify.envs.plan import RunOptions
 from ramify.envs.run import open_job
 
@@ -37,16 +39,24 @@ class Doom:
     strike: Callable[[], None]
 
     def emit(self, event: AnyEvent) -> None:
-        if (
-            isinstance(event, PhaseEvent)
-            and event.phase == self.phase
-            and event.duration_sec is None
-        ):
+        if self._is_it(event):
             self.nth -= 1
             if self.nth == 0 and self.delay_sec:
                 threading.Timer(self.delay_sec, self.strike).start()
             elif self.nth == 0:
                 self.strike()
+
+    def _is_it(self, event: AnyEvent) -> bool:
+        """Entering the phase, or the event that is named: `checkpoint`, or `child` of a branch."""
+        match event:
+            case PhaseEvent(phase=phase, duration_sec=None):
+                return phase == self.phase
+            case CheckpointEvent():
+                return self.phase == "checkpoint"
+            case NodeEvent(step=Step(role="branch")):
+                return self.phase == "child"
+            case _:
+                return False
 
 
 def kill_engine() -> None:
@@ -109,9 +119,18 @@ PARTS = {"spawner": kill_spawner, "supervisor": kill_supervisor, "container": ki
 
 
 async def main(sandbox: str, out: Path, observers: list[Observer]) -> None:
-    options = RunOptions(out=out, repeats=REPEATS, concurrency=4)
+    branch = os.environ.get("DOOMED_BRANCH")
+    script = {"path": str(Path(__file__).with_name("walk.txt"))}
+    options = RunOptions(
+        out=out,
+        repeats=REPEATS,
+        concurrency=4,
+        branch=branch,
+        agent_options=script if branch else {},
+    )
+    agent = "scripted" if branch else "oracle"
     async with open_job(
-        TASKS, agent="oracle", sandbox=sandbox, options=options, observers=observers
+        TASKS, agent=agent, sandbox=sandbox, options=options, observers=observers
     ) as (job, _):
         async with aclosing(job.stream()) as results:
             print(*sorted([result.rollout_id async for result in results]), sep="\n")
