@@ -1,4 +1,4 @@
-"""kill -9 of the engine inside each step of a branch: nothing half done survives, resume finishes."""
+"""kill -9 of the engine inside each step of a branch: nothing half done survives, it is resumed."""
 
 from __future__ import annotations
 
