@@ -1,0 +1,121 @@
+"""SQL databases behind one small face: SQLite in WAL mode, or PostgreSQL."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from .pgwire import PostgresConnection
+
+Row = dict[str, Any]
+
+
+class Database(Protocol):
+    """A connection that stays open. Statements use `?` for parameters."""
+
+    def query(self, sql: str, *params: Any) -> list[Row]:
+        """Run one statement and return its rows."""
+        ...
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """Commit at the end, roll back on any exception."""
+        ...
+
+
+class SqliteDatabase:
+    """One SQLite file, created where it is missing."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection.row_factory = sqlite3.Row
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=NORMAL")
+        self._connection.execute("PRAGMA busy_timeout=10000")
+
+    def query(self, sql: str, *params: Any) -> list[Row]:
+        """Run one statement and return its rows."""
+        return [dict(row) for row in self._connection.execute(sql, params).fetchall()]
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """Begin at once, so that nobody else writes in between."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+
+class PostgresDatabase:
+    """A PostgreSQL database; connects again after a restart of the server."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection = PostgresConnection(url)
+
+    def query(self, sql: str, *params: Any) -> list[Row]:
+        """Run one statement and return its rows."""
+        head, *rest = sql.split("?")
+        numbered = "".join(f"${n}{part}" for n, part in enumerate(rest, 1))
+        return self._connection.query(head + numbered, params)
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """As SQLite's."""
+        self._begin()
+        try:
+            yield
+        except BaseException:
+            self._connection.query("ROLLBACK")
+            raise
+        self._connection.query("COMMIT")
+
+    def _begin(self) -> None:
+        try:
+            self._connection.query("BEGIN")
+        except ConnectionError:  # the server was restarted; nothing of ours was under way
+            self._connection = PostgresConnection(self._url)
+            self._connection.query("BEGIN")
+
+
+def open_database(url: str) -> Database:
+    """`sqlite:PATH` or `postgresql://user:password@host:port/database`."""
+    kind, _, rest = url.partition(":")
+    if kind == "sqlite":
+        return SqliteDatabase(Path(rest))
+    if kind == "postgresql":
+        return PostgresDatabase(url)
+    raise SystemExit(f"unknown database {url!r}; use sqlite: or postgresql:")
+
+
+def next_id(db: Database, name: str) -> int:
+    """The next number of a sequence kept in the table `counters`; numbers are never used twice."""
+    rows = db.query("UPDATE counters SET value = value + 1 WHERE name = ? RETURNING value", name)
+    return int(rows[0]["value"])
+
+
+def change_counter(db: Database, service: str) -> tuple[Callable[[], int], Callable[[int], None]]:
+    """Reads and writes how many changes a service has made, beside its data."""
+    name = f"changes-{service}"
+
+    def recall() -> int:
+        rows = db.query("SELECT value FROM counters WHERE name = ?", name)
+        return int(rows[0]["value"]) if rows else 0
+
+    def remember(count: int) -> None:
+        db.query(
+            "INSERT INTO counters VALUES (?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            *(name, count),
+        )
+
+    return recall, remember
+
+
+COUNTERS = "CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)"
