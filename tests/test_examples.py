@@ -18,6 +18,7 @@ SAYS = {
     "06_engine": "50 results taken",
     "07_trees": "roles ['assistant', 'tool']",
     "08_chat_agent": "reward 1.0 after 3 model calls",
+    "09_branch": "going on with 'the first five': top.txt has 5 lines",
 }
 
 
