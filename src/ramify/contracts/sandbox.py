@@ -114,8 +114,8 @@ class SandboxImage(msgspec.Struct, frozen=True):
     """A root file system as a value: pristine (built, pulled, host) or frozen from a sandbox.
 
     `digest` identifies the state: images of one provider with equal digests have the same files,
-    and one that was frozen where nothing had changed has its parent's. A pristine image's comes
-    from its content, so the same content has it everywhere. A frozen one's is there at once,
+    and one that was frozen where nothing had changed may have its parent's. A pristine image's
+    comes from its content, so the same content has it everywhere. A frozen one's is there at once,
     whatever the size of the state, and may differ between images with the same files: whoever
     compares states compares their content.
 

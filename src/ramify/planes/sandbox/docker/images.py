@@ -1,21 +1,30 @@
-"""Images of one daemon: found, pulled, built once per content, frozen, discarded."""
+"""Images of one daemon: found, pulled, built once per content, frozen, discarded.
+
+Freezing is a commit: the daemon writes what was changed into an archive and unpacks it as a layer,
+so its cost grows with that. It is logged, and `size_bytes` tells it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
+
+import msgspec
 
 from ramify.contracts.errors import ConfigError, SandboxError, SandboxStartError
 from ramify.contracts.sandbox import BuildSpec, SandboxImage, SandboxSpec
 from ramify.planes.sandbox.capture import tail_text
 from ramify.planes.sandbox.docker.client import ApiError, EngineClient, Json
 from ramify.planes.sandbox.docker.context import BuildContext, make_context
+from ramify.planes.sandbox.docker.launch import remove_container
 from ramify.planes.sandbox.oci import image_config
 
 PROVIDER = "docker"
@@ -24,6 +33,13 @@ _FROZEN = "ramify/frozen"
 _PULL_SEC = 1800.0
 _COMMIT_SEC = 900.0
 _LOG_LINES = 30
+_MOST_LAYERS = 100
+"""A frozen image of more layers is made of one: Docker's overlays end at about 125."""
+
+_KEPT_CONFIG = ("Env", "Cmd", "Entrypoint", "User", "WorkingDir", "Healthcheck", "StopSignal")
+_UNSET: Json = {"Env": [], "Cmd": [], "Entrypoint": [], "User": "", "WorkingDir": "",
+                "Healthcheck": {"Test": ["NONE"]}, "StopSignal": "SIGTERM"}  # fmt: skip
+_LOG = logging.getLogger("ramify.sandbox.docker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +51,7 @@ class _Known:
     volumes: tuple[str, ...]
     names: tuple[str, ...]
     config: Json
+    layers: int
 
 
 class Images:
@@ -63,7 +80,11 @@ class Images:
             return known.image
 
     async def freeze(self, container: str, tag: str, image: SandboxImage) -> SandboxImage:
-        """Commit a container as a child of `image`. Raises: SandboxError, ApiError."""
+        """Commit a container as a child of `image`, with what `image` says of how it is run.
+
+        Raises: SandboxError, ApiError.
+        """
+        started = time.monotonic()
         parent = await self._inspect(image.id)
         if parent is None:
             raise SandboxError(f"the image {image.id} of the sandbox was removed")
@@ -72,41 +93,72 @@ class Images:
                 f"cannot freeze: the image declares a VOLUME ({', '.join(parent.volumes)}), and "
                 "Docker leaves volumes out of images; use the local sandbox, or an image without"
             )
-        config: Json = {
-            "Env": parent.config.get("Env") or [],
-            "Cmd": parent.config.get("Cmd") or [],
-            "Entrypoint": parent.config.get("Entrypoint") or [],
-            "User": parent.config.get("User") or "",
-            "WorkingDir": parent.config.get("WorkingDir") or "",
-            "Labels": self._labels,
-        }
+        if parent.layers < _MOST_LAYERS:
+            made = await self._commit(container, tag, parent.config)
+        else:
+            made = await self._flatten(container, tag, parent.config)
+        child = await self._inspect(made)
+        if child is None:
+            raise SandboxError("the frozen image vanished")
+        frozen = msgspec.structs.replace(
+            image,
+            id=child.image.id,
+            digest=child.image.id,
+            parent=image.id,
+            size_bytes=max(0, child.size - parent.size),
+            pristine=False,
+        )
+        self._frozen[frozen.id] = frozen
+        spent = time.monotonic() - started
+        _LOG.info("froze %s: %d bytes in %.2f s", container, frozen.size_bytes, spent)
+        return frozen
+
+    async def _commit(self, container: str, tag: str, config: Json) -> str:
+        """Make an image of a container, to be run as `config` says; its id."""
+        kept: Json = {key: config.get(key) or _UNSET[key] for key in _KEPT_CONFIG}
         made = await self._client.call(
             "POST",
             "/commit",
             "freeze the container",
             query={"container": container, "repo": _FROZEN, "tag": tag, "pause": "0"},
-            body=config,
+            body={**kept, "Labels": self._labels},
             timeout_sec=_COMMIT_SEC,
         )
-        child = await self._inspect(str(made["Id"]))
-        if child is None:
-            raise SandboxError("the frozen image vanished")
-        frozen = SandboxImage(
-            id=child.image.id,
-            provider=PROVIDER,
-            digest=child.image.id,
-            parent=image.id,
-            size_bytes=max(0, child.size - parent.size),
-            user=image.user,
-            workdir=image.workdir,
-            env=image.env,
-            entrypoint=image.entrypoint,
-            cmd=image.cmd,
-            healthcheck=image.healthcheck,
-            pristine=False,
+        return str(made["Id"])
+
+    async def _flatten(self, container: str, tag: str, config: Json) -> str:
+        """As `_commit`, in one layer. It costs an archive of the whole file system.
+
+        The daemon takes back what it exports, but without a configuration: a container that never
+        runs is made of that, and committed.
+        """
+        flat = f"{tag}-flat"
+        # So that it is swept should this engine die now.
+        marks = (f"LABEL {key}={json.dumps(value)}" for key, value in self._labels.items())
+        query = {"fromSrc": "-", "repo": _FROZEN, "tag": flat, "changes": "\n".join(marks)}
+        source = self._client.fetch(
+            f"/containers/{container}/export", "export the container", timeout_sec=_COMMIT_SEC
         )
-        self._frozen[frozen.id] = frozen
-        return frozen
+        try:
+            async with aclosing(source):
+                await self._pull_stream(query, "flatten the container", source)
+            await self._client.call(
+                "POST",
+                "/containers/create",
+                "make a container of the flattened image",
+                query={"name": flat},
+                body={"Image": f"{_FROZEN}:{flat}", "Cmd": ["true"], "Labels": self._labels},
+            )
+            return await self._commit(flat, tag, config)
+        except _StreamError as error:
+            raise SandboxError(f"the daemon cannot flatten the container: {error}") from error
+        finally:
+            await asyncio.shield(self._forget_flat(flat))
+
+    async def _forget_flat(self, flat: str) -> None:
+        """Remove what flattening went through; the frozen image keeps the layer."""
+        await remove_container(self._client, flat)
+        await remove_image(self._client, f"{_FROZEN}:{flat}")
 
     async def discard(self, image: SandboxImage) -> None:
         """Remove a frozen image; pristine ones stay. Idempotent. Raises: ApiError."""
@@ -151,13 +203,15 @@ class Images:
             healthcheck=wants.healthcheck,
         )
         volumes, names = tuple(config.get("Volumes") or ()), tuple(found.get("RepoTags") or ())
-        return _Known(image, int(found.get("Size", 0)), volumes, names, config)
+        root: Json = found.get("RootFS") or {}
+        layers = len(root.get("Layers") or ())
+        return _Known(image, int(found.get("Size", 0)), volumes, names, config, layers)
 
     async def _pull(self, name: str) -> None:
         repository, tag = _split_reference(name)
         what = f"pull the image {name}"
         try:
-            await self._pull_stream({"fromImage": repository, "tag": tag}, what)
+            await self._pull_stream({"fromImage": repository, "tag": tag}, what, b"")
         except (ApiError, _StreamError) as error:
             reason = error.reason if isinstance(error, ApiError) else str(error)
             raise ConfigError(
@@ -167,9 +221,11 @@ class Images:
                 field="image",
             ) from error
 
-    async def _pull_stream(self, query: dict[str, str], what: str) -> None:
+    async def _pull_stream(
+        self, query: Mapping[str, str], what: str, data: bytes | AsyncIterator[bytes]
+    ) -> None:
         stream = self._client.send(
-            "POST", "/images/create", what, b"", query=query, timeout_sec=_PULL_SEC
+            "POST", "/images/create", what, data, query=query, timeout_sec=_PULL_SEC
         )
         async for message in stream:
             if "error" in message:

@@ -98,6 +98,7 @@ class DockerProvider:
         Of a Compose project: that of the agent's service, once those of all services are there.
         """
         _check_source(spec)
+        _check_live(spec)
         return await self._pristine(await self._connect(), spec)
 
     async def create(self, spec: SandboxSpec, image: SandboxImage | None = None) -> Sandbox:
@@ -286,6 +287,7 @@ class DockerProvider:
         able = self.capabilities()
         if spec.host_root:
             _check_source(spec)
+        _check_live(spec)
         asked = {
             name for name in spec.limits.__struct_fields__ if getattr(spec.limits, name) is not None
         }
@@ -310,6 +312,15 @@ def _check_source(spec: SandboxSpec) -> None:
         )
     if sum(source is not None for source in (spec.image, spec.build, spec.compose)) != 1:
         raise ConfigError("a docker sandbox needs exactly one of `image`, `build` and `compose`")
+
+
+def _check_live(spec: SandboxSpec) -> None:
+    if spec.live:
+        raise UnsupportedError(
+            "the docker sandbox cannot capture running processes (`live`): use --sandbox local, "
+            "whose sandboxes can (`ramify doctor` tells whether they can here), or branch without "
+            "it, from frozen files: services and agents are then started again"
+        )
 
 
 def _within(spec: SandboxSpec, daemon: Daemon) -> SandboxSpec:
