@@ -139,6 +139,7 @@ class Limb:
         """
         if (asked := self._decide()) is not None:
             return asked
+        self._go_on()
         world = await self.alive()
         seconds = self.seconds_left(stage)
         async with self.phases.during(Phase.EXECUTE):
@@ -151,6 +152,15 @@ class Limb:
                 self.standing = replace(
                     at, spent_sec=at.spent_sec + took, total_sec=at.total_sec + took
                 )
+
+    def _go_on(self) -> None:
+        """A path that goes on beside children of its own is one more child of that place."""
+        if self.recorder.tree.children(self.recorder.current):
+            now = self.ctx.clock.now()
+            reason = "goes on"
+            self.recorder.mark(
+                Step(action=reason, role="branch", branch_reason=reason, started_at=now)
+            )
 
     def _decide(self) -> Fork | Keep | None:
         """What the policy wants here; it is asked once for each place."""
@@ -335,6 +345,7 @@ class Limb:
     async def verify(self, stage: Stage) -> VerifyResult:
         """Score what the agent left of a stage. Raises InvalidRewardError, InfraError, …"""
         plan, world = self.grove.plan, await self.alive()
+        self._go_on()
         ctx = self._at(stage)
         async with self.phases.during(Phase.VERIFY):
             await self._write_down(world)
