@@ -23,6 +23,7 @@ COMMANDS = {
     "score": "Score a finished job again, without running agents.",
     "export": "Write a finished job in another format.",
     "tasks": "Check, list and make tasks.",
+    "env": "Check a world's manifest, or start a world.",
     "agents": "List the agents that can be run.",
     "images": "List, import and remove the images of local sandboxes.",
     "doctor": "What this machine can do, and why.",

@@ -68,6 +68,11 @@ class Parts:
                     "restored; something writes to it, or a driver misses a part of it"
                 )
 
+    async def mutate(self) -> tuple[str, ...]:
+        """Change each part a little; says what was changed. Raises UnsupportedError."""
+        async with self._turn:
+            return tuple([f"{driver.name}: {await driver.mutate()}" for driver in self.drivers])
+
     async def describe(self) -> WorldState:
         """What all parts hold. Raises EnvironmentFailed."""
         async with self._turn:

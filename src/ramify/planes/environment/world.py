@@ -172,6 +172,7 @@ class ManifestEnvironment:
                 return await self.readiness()
             site.report(answers)
             self._healthy = True
+        site.restart_clock()
         return ReadinessProbe(True, min([answer.at for answer in answers], default=now))
 
     async def query(self) -> dict[str, Any]:
@@ -264,6 +265,25 @@ class ManifestEnvironment:
                 "this world was made without `revertible`, so its first state was not kept"
             )
         await self.restore(self._baseline)
+
+    async def mutate(self) -> tuple[str, ...]:
+        """Change every declared state a little, for a check; says what was changed.
+
+        Raises: UnsupportedError (a state that can only be changed with `mutate` in the manifest).
+        """
+        self._here().check()
+        return await self._parts.mutate()
+
+    async def urls(self) -> dict[str, str]:
+        """Service, or `port N` for other ports of the world → `http://host:port` on this host."""
+        site = self._here()
+        found = {s.name: await site.base_url(s.name) for s in site.services.order if s.port}
+        known = {service.port for service in site.services.order}
+        for port in self._manifest.environment.ports:
+            if port not in known:
+                endpoint = await site.endpoint(port)
+                found[f"port {port}"] = f"http://{endpoint.host}:{endpoint.port}"
+        return found
 
     # ---- through a checkpoint
 
