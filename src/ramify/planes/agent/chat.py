@@ -65,7 +65,7 @@ class ChatAgent:
 
     def capabilities(self) -> AgentCapabilities:
         """It needs a model, and goes on with the conversation at a further prompt."""
-        return AgentCapabilities(needs_model=True, multi_prompt=True, skills=True)
+        return AgentCapabilities(needs_model=True, multi_prompt=True, mcp=True, skills=True)
 
     async def connect(self, sandbox: Sandbox, ctx: Context, role: str = "agent") -> Checkpointable:
         """Open a session, with connections to the task's MCP servers.
