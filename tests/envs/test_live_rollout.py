@@ -98,7 +98,7 @@ async def test_bare_cannot_branch_and_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sandbox", SANDBOXES)
 @pytest.mark.parametrize(
-    ("branch", "leaves"), [("group:3@step:1", 3), ("depth:1x2,2x2", 4), ("values:2x2", 5)]
+    ("branch", "leaves"), [("group:3@step:0", 3), ("depth:0x2,2x2", 4), ("values:2x2", 5)]
 )
 async def test_jobs_branch(sandbox: str, branch: str, leaves: int, tmp_path: Path) -> None:
     script = tmp_path / "walk.txt"

@@ -126,7 +126,7 @@ def test_a_path_that_ends_before_the_branch_is_a_chain(tmp_path: Path) -> None:
 
 
 def test_values_are_child_means_with_errors_between_children(tmp_path: Path) -> None:
-    it = make(tmp_path, "group:3@step:1", length=2)
+    it = make(tmp_path, "group:3@step:0", length=2)
     rewards = iter([1.0, 0.0, 1.0])
     it.reward.worth = lambda path: next(rewards)
     result = play(it, 0)

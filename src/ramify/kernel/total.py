@@ -12,6 +12,7 @@ from ramify.kernel.limb import Leaf
 from ramify.kernel.outcome import Verdict
 from ramify.kernel.stages import weakest
 from ramify.kernel.tree import Tree
+from ramify.kernel.value import tree_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,10 @@ def total(tree: Tree, leaves: Sequence[Leaf], minimum: float) -> Total:
     returns = {
         leaf.node: reward for leaf in leaves if (reward := _reward(leaf, minimum)) is not None
     }
-    root = tree_value(tree, returns)
+    root = tree_values(tree, returns).at(0)
     return Total(
         first.outcome,
-        root.value,
+        None if root.value is None else float(root.value),
         first.verdict,
         _merged([leaf.verified for leaf in leaves if leaf.verified is not None]),
         root.se,
@@ -96,20 +97,3 @@ def _merged(found: Sequence[VerifyResult]) -> VerifyResult | None:
         items=items,
         grader_isolation=weakest([one.grader_isolation for one in found]),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Root:
-    value: float | None
-    se: float | None
-    biased: bool
-
-
-def tree_value(tree: Tree, returns: dict[int, float]) -> _Root:
-    """TEMPORARY until kernel.value."""
-    values: dict[int, float] = dict(returns)
-    for node in range(len(tree) - 1, -1, -1):
-        kids = [values[c] for c in tree.children(node) if c in values]
-        if kids:
-            values[node] = fmean(kids)
-    return _Root(values.get(0), None, False)
