@@ -117,7 +117,7 @@ async def test_jobs_branch(sandbox: str, branch: str, leaves: int, tmp_path: Pat
     tree = tree_from_events(read_events(tmp_path / "job", result.rollout_id))
     for leaf in tree.leaves():
         said = [m.content for m in tree.node(leaf).messages if m.role == "tool"]
-        assert said == ["", "", "one\ntwo\n", ""]
+        assert said == ["", "", "one\ntwo", ""]
 
 
 @pytest.mark.docker
