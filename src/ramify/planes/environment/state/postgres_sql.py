@@ -33,13 +33,14 @@ SUPERUSER = "SELECT current_setting('is_superuser');"
 ROWS = rf"""
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 SELECT format(
-  'COPY (SELECT %L, %s, row_to_json(t)::text FROM ONLY %I.%I t) TO STDOUT',
+  'COPY (SELECT %L, %s, row_to_json(t.*)::text FROM ONLY %I.%I t) TO STDOUT',
   quote_ident(n.nspname) || '.' || quote_ident(c.relname),
   coalesce((SELECT CASE count(*) WHEN 0 THEN NULL WHEN 1 THEN format('to_json(%s)::text', min(x.n))
       ELSE format('json_build_array(%s)::text', string_agg(x.n, ', ' ORDER BY x.place)) END
     FROM (SELECT format('t.%I', a.attname) AS n, k.place
       FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(number, place), pg_attribute a
-      WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid AND a.attnum = k.number) x),
+      WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid
+        AND a.attnum = k.number) x),
     'NULL'),
   n.nspname, c.relname)
 FROM {_RELATIONS} AND c.relkind = 'r' ORDER BY n.nspname, c.relname

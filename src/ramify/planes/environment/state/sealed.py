@@ -40,13 +40,16 @@ async def unseal(place: Path, kind: str, of: str, about: type[T]) -> T:
 
 
 def _seal(place: Path, kind: str, of: str, about: object) -> None:
-    record = _Seal(_FORMAT, kind, of, _digests(place), about)
-    (place / _SEAL).write_bytes(msgspec.json.encode(record))
+    record = msgspec.json.encode(_Seal(_FORMAT, kind, of, _digests(place), about))
+    (place / _SEAL).write_bytes(hashlib.sha256(record).hexdigest().encode() + b"\n" + record)
 
 
 def _unseal(place: Path, kind: str, of: str, about: type[T]) -> T:
     try:
-        record = msgspec.json.decode((place / _SEAL).read_bytes(), type=_Seal)
+        digest, _, data = (place / _SEAL).read_bytes().partition(b"\n")
+        if hashlib.sha256(data).hexdigest().encode() != digest:
+            raise EnvironmentFailed(f"{of}: the snapshot in {place} is damaged; take another")
+        record = msgspec.json.decode(data, type=_Seal)
         found = msgspec.convert(record.about, about)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EnvironmentFailed(f"{of}: {place} is not a snapshot of it: {error}") from error
