@@ -18,6 +18,7 @@ from ramify.cli.present import reward_text, seconds_text
 from ramify.contracts.events import AnyEvent, LeaseEvent, LogEvent, OutcomeEvent, Phase, PhaseEvent
 from ramify.contracts.result import RolloutResult
 from ramify.engine.job import Job
+from ramify.envs.planned import PLAN_MADE
 
 _SHOWN = 8
 _REDRAW_SEC = 0.125
@@ -57,6 +58,10 @@ class Progress:
                 self.console.print(f"warning: {event.message} ({facts})", soft_wrap=True)
             case LogEvent(fields={"limit": str(limit), "detail": str(detail)}):
                 self.limits.setdefault(limit, []).append(detail)
+            case LogEvent(message=message, fields={"task": str(task), "why": str(why)}) if (
+                message == PLAN_MADE
+            ):
+                self.console.print(f"plan: {task}: {why}", soft_wrap=True)
             case OutcomeEvent():
                 self.running.pop(event.rollout_id, None)
             case _:

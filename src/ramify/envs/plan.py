@@ -38,16 +38,19 @@ from ramify.envs.demands import check_agent, check_verifiers
 from ramify.envs.stages import stage_levels
 from ramify.kernel.policy import parse_branch
 
-_ROOTS = 4
 PLANNED = "plan"
 """What `branch` is where a planner decides."""
+
+_ROOTS = {"": 1, PLANNED: 8}
+_BRANCHED_ROOTS = 4
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about a job besides tasks, agent and sandbox.
 
     Attributes:
-        repeats: rollouts per task; by default 1, or 4 independent roots where rollouts branch.
+        repeats: rollouts per task; by default 1, 4 independent roots where rollouts branch, and 8
+            where that is planned (4 of them pilots).
         limit: only the first so many tasks.
         task_ids: only these tasks, by canonical or item id.
         shuffle: start tasks in an order drawn from `seed`.
@@ -103,7 +106,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def roots(self) -> int:
         """Rollouts per task."""
-        return self.repeats or (1 if self.branch is None else _ROOTS)
+        return self.repeats or _ROOTS.get(self.branch or "", _BRANCHED_ROOTS)
 
     def __post_init__(self) -> None:
         if self.branch not in (None, PLANNED):

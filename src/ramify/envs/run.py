@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from ramify.engine.observe import FanOut, LoggingObserver, Metrics, RedactingObs
 from ramify.engine.redact import Redactor
 from ramify.engine.store import Store
 from ramify.engine.summary import JobSummary
-from ramify.envs.plan import RunOptions, RunPlan, plan_run
+from ramify.envs.plan import PLANNED, RunOptions, RunPlan, plan_run
+from ramify.envs.planned import PlannedBranches
 from ramify.envs.worker import RolloutWorker
 
 
@@ -111,9 +113,11 @@ async def open_stand(
             text = "limits that tasks ask for cannot be enforced here"
             observer.emit(LogEvent("", clock.now(), "warning", text, fields))
         budgets = Budgets({"rollouts": plan.options.concurrency})
-        worker = RolloutWorker(
-            plan, store, observer, clock, scope, store.ready, lambda: budgets.hold({"rollouts": 1})
-        )
+        planned = None
+        if plan.options.branch == PLANNED:
+            planned = PlannedBranches(plan.path, plan.options.roots, observer, clock)
+        place = partial(budgets.hold, {"rollouts": 1})
+        worker = RolloutWorker(plan, store, observer, clock, scope, store.ready, place, planned)
         yield Stand(plan, store, observer, metrics, worker, budgets, clock, scope)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ramify import compose
 from ramify.contracts.context import CancelScope, Clock, Context
@@ -12,7 +12,8 @@ from ramify.contracts.events import Observer
 from ramify.contracts.result import RolloutResult, WorkItem
 from ramify.contracts.task import TaskPackage
 from ramify.engine.store import Store
-from ramify.envs.plan import PlannedTask, RunPlan
+from ramify.envs.plan import PLANNED, PlannedTask, RunPlan
+from ramify.envs.planned import PlannedBranches
 from ramify.envs.stages import stages_of
 from ramify.kernel.places import Extra
 from ramify.kernel.plan import RolloutPlan
@@ -35,6 +36,7 @@ class RolloutWorker:
         cancel: the job's cancel scope.
         ready: awaited after each step, for backpressure.
         extra_place: waits for leave to run one more path side by side.
+        planned: decides where rollouts branch, where that is planned.
     """
 
     plan: RunPlan
@@ -44,10 +46,17 @@ class RolloutWorker:
     cancel: CancelScope
     ready: Callable[[], Awaitable[None]]
     extra_place: Extra
+    planned: PlannedBranches | None = None
 
     async def __call__(self, item: WorkItem) -> RolloutResult:
         """Run one attempt. Returns a result, whatever happens but cancellation of the task."""
-        return await run_rollout(*self.prepare(item))
+        plan, ctx = self.prepare(item)
+        if self.planned is None:
+            return await run_rollout(plan, ctx)
+        policy = await self.planned.policy(item, plan.minimum_reward)
+        result = await run_rollout(replace(plan, policy=policy), ctx)
+        self.planned.finished(result, plan.recorder.tree, plan.minimum_reward)
+        return result
 
     def prepare(self, item: WorkItem) -> tuple[RolloutPlan, Context]:
         """The parts of one attempt; nothing of it runs yet."""
@@ -93,7 +102,7 @@ class RolloutWorker:
 
     def _policy(self) -> BranchPolicy | None:
         branch = self.plan.options.branch
-        return parse_branch(branch) if branch is not None else None
+        return parse_branch(branch) if branch not in (None, PLANNED) else None
 
     def _verify_timeout(self, package: TaskPackage | None) -> float:
         """Twice the tests' own time (once more on an untouched workspace), and room to prepare."""

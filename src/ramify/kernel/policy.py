@@ -16,6 +16,8 @@ from ramify.contracts.errors import UsageError
 from ramify.contracts.tree import Step, StepKind
 
 _MOST_CHILDREN = 1024
+PILOT_REASON = "pilot"
+"""Why the children of a pilot tree are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,34 @@ class ValuePoints:
         count = min(self.states, inner)
         chosen = sorted({round(i * (inner - 1) / max(count - 1, 1)) for i in range(count)})
         return [(index, Fork(self.width, f"value@{kept[index].steps}")) for index in chosen]
+
+
+@dataclass(slots=True)
+class PilotTree:
+    """Branch in two at two places, whatever the length of the rollout turns out to be.
+
+    The first path is walked to its end, keeping checkpoints; then it, and what branches off it,
+    is doubled after half and after three quarters of its steps. `kernel.planner` reads from such
+    trees where value is decided.
+    """
+
+    places: tuple[int, int] = (-1, -1)
+
+    def at(self, point: Point) -> Fork | Keep | None:
+        """Keep every place of the first path; branch the others at the second place."""
+        if point.branches == 0:
+            return Keep()
+        if point.branches == 1 and point.steps == self.places[1] > self.places[0]:
+            return Fork(2, PILOT_REASON)
+        return None
+
+    def after(self, kept: Sequence[Point]) -> Sequence[tuple[int, Fork]]:
+        """One more child at each of the two places of the first path."""
+        length = kept[-1].steps if kept else 0
+        self.places = (length // 2, (3 * length) // 4)
+        by_steps = {point.steps: index for index, point in enumerate(kept)}
+        wanted = sorted(set(self.places) - {length})
+        return [(by_steps[place], Fork(1, PILOT_REASON)) for place in wanted if place in by_steps]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,89 @@
+"""`--branch plan`: the first rollouts of a task are pilots, the others branch where it pays."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ramify.contracts.context import Clock
+from ramify.contracts.events import LogEvent, Observer, Phase
+from ramify.contracts.result import RolloutResult, WorkItem
+from ramify.contracts.tree import Step
+from ramify.engine.reading import read_events, read_results
+from ramify.kernel.planner import Pilot, pilot, plan_branches
+from ramify.kernel.policy import PILOT_REASON, AtSteps, BranchPolicy, PilotTree
+from ramify.kernel.tree import Tree, tree_from_events
+
+PILOTS = 4
+"""Pilot trees of each task."""
+
+PLAN_MADE = "a plan for the branches of a task"
+"""Message of the LogEvent that tells a plan; its field `why` says it in words."""
+
+
+@dataclass(slots=True)
+class PlannedBranches:
+    """Decides where the rollouts of one job branch, from what its pilots showed.
+
+    Attributes:
+        job: the run directory: pilots that it holds already count.
+        roots: rollouts per task.
+        observer, clock: who is told of a plan, and when.
+    """
+
+    job: Path
+    roots: int
+    observer: Observer
+    clock: Clock
+    _pilots: dict[str, dict[str, Pilot]] = field(default_factory=dict[str, dict[str, Pilot]])
+    _plans: dict[str, BranchPolicy | None] = field(default_factory=dict[str, "BranchPolicy | None"])
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def policy(self, item: WorkItem, minimum: float) -> BranchPolicy | None:
+        """The policy of a rollout that begins now: a pilot's, a planned one, or none (chains)."""
+        async with self._lock:
+            if item.task_id not in self._pilots:
+                found = await asyncio.to_thread(_pilots, self.job, item.task_id, minimum)
+                self._pilots[item.task_id] = found
+            pilots = self._pilots[item.task_id]
+            if len(pilots) < PILOTS:
+                return PilotTree()
+            if item.task_id not in self._plans:
+                self._plans[item.task_id] = self._decide(item, list(pilots.values()))
+            return self._plans[item.task_id]
+
+    def _decide(self, item: WorkItem, pilots: list[Pilot]) -> BranchPolicy | None:
+        plan = plan_branches(pilots, chains=max(self.roots - PILOTS, PILOTS))
+        fields = {"task": item.task_id, "why": plan.why, "branches": list(plan.branches)}
+        now = self.clock.now()
+        self.observer.emit(LogEvent(item.rollout_id, now, "info", PLAN_MADE, fields))
+        return AtSteps(dict(plan.branches), "plan") if plan.branches else None
+
+    def finished(self, result: RolloutResult, tree: Tree, minimum: float) -> None:
+        """Take note of a rollout that has ended."""
+        if _is_pilot(result, tree):
+            pilots = self._pilots.setdefault(result.task_id, {})
+            pilots[result.rollout_id] = _as_pilot(result, tree, minimum)
+
+
+def _pilots(job: Path, task_id: str, minimum: float) -> dict[str, Pilot]:
+    """Pilots of a task that a run directory holds."""
+    found: dict[str, Pilot] = {}
+    for rollout, result in read_results(job).items():
+        if result.task_id == task_id and result.leaves > 1:
+            tree = tree_from_events(read_events(job, rollout))
+            if _is_pilot(result, tree):
+                found[rollout] = _as_pilot(result, tree, minimum)
+    return found
+
+
+def _is_pilot(result: RolloutResult, tree: Tree) -> bool:
+    steps = (tree.step(node) or Step() for node in range(len(tree)))
+    return result.reward is not None and any(s.branch_reason == PILOT_REASON for s in steps)
+
+
+def _as_pilot(result: RolloutResult, tree: Tree, minimum: float) -> Pilot:
+    before = (Phase.SETUP, Phase.START, Phase.PROVISION, Phase.READINESS, Phase.CONNECT)
+    setup = sum(result.timings.get(phase, 0.0) for phase in before)
+    return pilot(tree, minimum=minimum, setup_sec=setup)
