@@ -33,7 +33,7 @@ _SHOWN_CHANGES = 200
 @job_argument
 @click.argument("rollout", required=False)
 @click.option("--diff", "pair", nargs=2, type=click.IntRange(0), metavar="A B",
-              help="What differs between the worlds of two nodes: rows, files, services.")  # fmt: skip
+              help="What two nodes' worlds differ in: rows, files, services.")  # fmt: skip
 @click.option("--estimator", type=click.Choice([each.value for each in Estimator]),
               default=Estimator.CHILD_MEAN.value, show_default=True,
               help="How the values of children become one.")  # fmt: skip
