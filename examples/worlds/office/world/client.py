@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PORTS = {"mail": 8101, "calendar": 8102, "files": 8103, "chat": 8104}
+_FIRST = int(os.environ.get("OFFICE_PORT", "8101"))
+PORTS = {name: _FIRST + n for n, name in enumerate(("mail", "calendar", "files", "chat"))}
 TOKEN = "dana-desk-7f31"
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The service answered with an error; `status` is HTTP's."""
 
     def __init__(self, status: int, body: Any) -> None:
@@ -26,7 +27,7 @@ class Refused(Exception):
 
 
 def call(service: str, method: str, path: str, body: Any = None) -> Any:
-    """Ask a service: JSON goes in (bytes go as they are) and comes out. Raises Refused."""
+    """Ask a service: JSON goes in (bytes go as they are) and comes out. Raises RefusedError."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
     if user := os.environ.get("OFFICE_USER"):
         headers = {"X-Act-As": user}
@@ -42,7 +43,7 @@ def call(service: str, method: str, path: str, body: Any = None) -> Any:
         is_json = response.headers.get("Content-Type") == "application/json"
         answer: Any = json.loads(raw) if raw and is_json else raw
         if response.status >= 400:
-            raise Refused(response.status, answer)
+            raise RefusedError(response.status, answer)
         return answer
     finally:
         connection.close()
@@ -55,7 +56,7 @@ def main(service: str, method: str, path: str, body: str | None = None) -> None:
         given = Path(body[1:]).read_bytes() if body.startswith("@") else json.loads(body)
     try:
         answer = call(service, method, path, given)
-    except Refused as error:
+    except RefusedError as error:
         sys.exit(str(error))
     sys.stdout.write(answer.decode() if isinstance(answer, bytes) else json.dumps(answer) + "\n")
 

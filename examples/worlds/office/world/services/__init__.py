@@ -1,4 +1,7 @@
 """Mail, calendar, files and chat of a small company, each over its own database."""
 
-PORTS = {"mail": 8101, "calendar": 8102, "files": 8103, "chat": 8104}
+import os
+
+_FIRST = int(os.environ.get("OFFICE_PORT", "8101"))
+PORTS = {name: _FIRST + n for n, name in enumerate(("mail", "calendar", "files", "chat"))}
 """Where each service listens, on loopback."""

@@ -91,7 +91,7 @@ class Desk:
         self._log: list[dict[str, Any]] = []
         self._free = threading.Condition(lock)
         self._held_until = 0.0
-        with store.transaction():
+        with lock, store.transaction():
             clock.ticks = store.recall()
 
     def who(self, headers: dict[str, str], root: bool) -> str:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Row = dict[str, Any]
-HOME = os.environ.get("OFFICE_HOME", "/srv/office")
+_HOME = os.environ.get("OFFICE_HOME", "/srv/office")
 """Where the world's own code is; only root can change it."""
-PORTS = {"mail": 8101, "calendar": 8102, "files": 8103, "chat": 8104}
+_FIRST = int(os.environ.get("OFFICE_PORT", "8101"))
+PORTS = {name: _FIRST + n for n, name in enumerate(("mail", "calendar", "files", "chat"))}
 DANA = "dana@north.example"
 
 
@@ -113,7 +114,7 @@ def _kind(change: Change) -> str:
 
 
 def _dump(*args: str) -> dict[str, dict[str, Row]]:
-    output = subprocess.check_output([sys.executable, "-m", "services.dump", *args], cwd=HOME)
+    output = subprocess.check_output([sys.executable, "-m", "services.dump", *args], cwd=_HOME)
     return json.loads(output)
 
 
