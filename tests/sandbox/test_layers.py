@@ -268,6 +268,25 @@ def test_freeze_makes_a_layer_on_top_of_its_parent(tmp_path: Path, store: LayerS
     assert [below] == diffs(store, parent)
 
 
+def test_what_cannot_be_counted_is_frozen_all_the_same(tmp_path: Path, store: LayerStore) -> None:
+    parent = base(tmp_path, store)
+    assert grow(store, parent, {f"f{n}": b"12345" for n in range(200)}).size_bytes == 1000
+    assert grow(store, parent, {f"f{n}": b"12345" for n in range(300)}).size_bytes == -1
+    scratch = store.new_scratch(parent)
+    at = os.getcwd()
+    os.chdir(scratch.upper)  # by path it could not even be made
+    try:
+        for _ in range(100):
+            os.mkdir("d" * 200)
+            os.chdir("d" * 200)
+    finally:
+        os.chdir(at)
+    image = store.freeze(scratch)
+    assert image.size_bytes == -1
+    assert len(store.content_digest(image)) == 64
+    store.discard(image)
+
+
 def test_digests_name_states_and_content_digests_what_is_in_them(
     tmp_path: Path, store: LayerStore
 ) -> None:

@@ -104,17 +104,20 @@ def make_directories(scratch: Scratch, owner: int | None) -> Scratch:
 
 
 def measured(place: Path) -> int:
-    """The bytes of the files in a tree, or -1 where that takes more than a few steps."""
+    """The bytes of the files in a tree; -1 where that takes many steps, or cannot be told."""
     total, steps = 0, 0
     queue = [os.fspath(place)]
-    while queue:
-        with os.scandir(queue.pop()) as found:
-            for entry in found:
-                steps += 1
-                if steps > _COUNTED:
-                    return -1
-                if entry.is_dir(follow_symlinks=False):
-                    queue.append(entry.path)
-                elif entry.is_file(follow_symlinks=False):
-                    total += entry.stat(follow_symlinks=False).st_size
+    try:
+        while queue:
+            with os.scandir(queue.pop()) as found:
+                for entry in found:
+                    steps += 1
+                    if steps > _COUNTED:
+                        return -1
+                    if entry.is_dir(follow_symlinks=False):
+                        queue.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False):
+                        total += entry.stat(follow_symlinks=False).st_size
+    except OSError:  # the agent closed a directory to us, or gave it a name longer than can be said
+        return -1
     return total
