@@ -105,15 +105,13 @@ def _view(tree: Tree, result: RolloutResult, values: Values) -> View:
     label.append(f"reward {reward_text(result.reward)}", style="bold")
     label.append(f"\n{_cut(prompt[0], 100)}", style="dim")
     top = View(label)
-    rows: dict[int, View] = {}
-    within: dict[int, View] = {0: top}
-    if len(tree.children(0)) != 1:
-        rows[0] = top.add(_label(tree, 0, values))
+    rows = {0: top if len(tree.children(0)) == 1 else top.add(_label(tree, 0, values))}
+    lists = {0: top}
     for node in range(1, len(tree)):
         parent = tree.parent(node) or 0
         alone = len(tree.children(parent)) == 1
-        within[node] = within[parent] if alone else rows[parent]
-        rows[node] = within[node].add(_label(tree, node, values))
+        rows[node] = (lists if alone else rows)[parent].add(_label(tree, node, values))
+        lists[node] = lists[parent] if alone else rows[node]
     return top
 
 
