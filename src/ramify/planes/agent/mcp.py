@@ -107,17 +107,31 @@ async def connect_mcp(
     ConfigError (its address is none), SandboxError.
     """
     client = McpClient(server, await _link(server, sandbox, ctx), patience, offered or ())
+    failed = ""
     try:
         async with asyncio.timeout(patience.start_sec):
-            await _greeted(client, ctx, patience, offered is None)
-    except BaseException as error:
+            while True:
+                try:
+                    await client.greet()
+                    if offered is None:
+                        await client.list_tools()
+                    return client
+                except McpError as error:
+                    failed = str(error)
+                if server.transport == "stdio":
+                    break
+                await ctx.clock.sleep(_RETRY_SEC)
+    except TimeoutError:
+        late = f"no answer within {patience.start_sec:g} s"
+        failed = f"{late} ({failed})" if failed else late
+    except BaseException:
         await client.aclose()
-        if isinstance(error, TimeoutError):
-            error = McpError(f"no answer within {patience.start_sec:g} s")
-        if isinstance(error, McpError):
-            raise EnvironmentFailed(_named(server, str(error))) from None
         raise
-    return client
+    await client.aclose()
+    where = server.command if server.transport == "stdio" else server.url
+    raise EnvironmentFailed(
+        f"the MCP server {server.name} ({server.transport}, {where}) cannot be used: {failed}"
+    )
 
 
 async def _link(server: McpServer, sandbox: Sandbox, ctx: Context) -> Link:
@@ -128,27 +142,6 @@ async def _link(server: McpServer, sandbox: Sandbox, ctx: Context) -> Link:
             return await open_sse(server, sandbox, ctx)
         case "streamable-http":
             return await open_http(server, sandbox, ctx)
-
-
-def _named(server: McpServer, why: str) -> str:
-    where = server.command if server.transport == "stdio" else server.url
-    return f"the MCP server {server.name} ({server.transport}, {where}) cannot be used: {why}"
-
-
-async def _greeted(client: McpClient, ctx: Context, patience: Patience, listed: bool) -> None:
-    """Open the session. Raises McpError."""
-    deadline = ctx.clock.monotonic() + patience.start_sec
-    while True:
-        try:
-            await client.greet()
-            if listed:
-                await client.list_tools()
-            return
-        except McpError:
-            late = ctx.clock.monotonic() + _RETRY_SEC >= deadline
-            if client.server.transport == "stdio" or late:
-                raise
-        await ctx.clock.sleep(_RETRY_SEC)
 
 
 class McpClient:
@@ -177,6 +170,7 @@ class McpClient:
         params: JSON = {
             "protocolVersion": _VERSIONS[0], "capabilities": {}, "clientInfo": client,
         }  # fmt: skip
+        self._link.agreed(None)
         result = await self._ask("initialize", params)
         agreed = result.get("protocolVersion")
         if agreed not in _VERSIONS:

@@ -86,9 +86,10 @@ class HttpLink:
             if response.status not in (200, 202, 204):
                 raise McpError(await refusal(response))
 
-    def agreed(self, version: str) -> None:
-        """Every later request names it."""
-        self._at = HttpState(self._at.url, self._at.session, version)
+    def agreed(self, version: str | None) -> None:
+        """Every later request names version and session; with None there is neither."""
+        session = self._at.session if version is not None else None
+        self._at = HttpState(self._at.url, session, version)
 
     def state(self) -> HttpState:
         """The session's id."""

@@ -109,9 +109,9 @@ class SseLink:
             if response.status not in (200, 202, 204):
                 raise McpError(await refusal(response))
 
-    def agreed(self, version: str) -> None:
-        """From here on there is a session to lose."""
-        self._greeted = True
+    def agreed(self, version: str | None) -> None:
+        """From here on there is a session to lose; or, with None, none yet."""
+        self._greeted = version is not None
 
     def state(self) -> SseState:
         """Nothing that could be kept."""

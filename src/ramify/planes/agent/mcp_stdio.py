@@ -99,7 +99,7 @@ class StdioLink:
             self._broken = "it did not read the whole of an earlier message"
             raise
 
-    def agreed(self, version: str) -> None:
+    def agreed(self, version: str | None) -> None:
         """Nothing depends on it."""
 
     def state(self) -> StdioState:

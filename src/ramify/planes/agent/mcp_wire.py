@@ -56,8 +56,8 @@ class Link(Protocol):
         """Send what nobody answers. Raises: McpError, SandboxLostError."""
         ...
 
-    def agreed(self, version: str) -> None:
-        """The version of the protocol is settled."""
+    def agreed(self, version: str | None) -> None:
+        """The version of the protocol is settled; None: a session is about to be opened."""
         ...
 
     def state(self) -> LinkState:
