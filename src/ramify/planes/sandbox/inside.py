@@ -154,6 +154,10 @@ class Jobs:
             self._helpers.add(pid)
         return pid
 
+    def adopt(self, pid: int) -> None:
+        """Never take the process `pid` for an orphan, whoever started it."""
+        self._helpers.add(pid)
+
     def fds(self) -> list[int]:
         """Descriptors to poll for reading."""
         return list(self._nannies)

@@ -104,14 +104,20 @@ def _become(user: User) -> None:
         ) from error
 
 
+def places(argv: Sequence[str], env: dict[str, str]) -> list[str]:
+    """The paths where the program of a command may be, in order."""
+    name = argv[0]
+    if "/" in name:
+        return [name]
+    return [os.path.join(p or ".", name) for p in env.get("PATH", DEFAULT_PATH).split(":")]
+
+
 def _attempt(argv: Sequence[str], env: dict[str, str], act: Callable[[str], int]) -> int:
     """Do `act` with each place where the program may be, until one works."""
     name = argv[0]
-    places = [""] if "/" in name else [p or "." for p in env.get("PATH", DEFAULT_PATH).split(":")]
     denied = None
-    for place in places:
-        path = os.path.join(place, name) if place else name
-        if place and not os.path.lexists(path):  # much cheaper than a process that finds it out
+    for path in places(argv, env):
+        if path != name and not os.path.lexists(path):  # cheaper than a process that finds it out
             continue
         try:
             return act(path)
@@ -123,7 +129,8 @@ def _attempt(argv: Sequence[str], env: dict[str, str], act: Callable[[str], int]
     raise _CannotStartError(NOT_FOUND, f"{name}: not found")
 
 
-def _environment(command: Command, name: str, home: str) -> dict[str, str]:
+def environment(command: Command, name: str, home: str) -> dict[str, str]:
+    """The variables of a command of a user with this name and home."""
     env = {"PATH": DEFAULT_PATH, "HOME": home, "USER": name}
     if command.tty:
         env["TERM"] = "xterm-256color"
@@ -151,7 +158,7 @@ def _spawn_command(command: Command) -> int:
     _settle_in(command)
     prctl(_PR_SET_DUMPABLE, 0)
     root = os.getuid() == 0
-    env = _environment(command, *(("root", "/root") if root else (str(os.getuid()), "/")))
+    env = environment(command, *(("root", "/root") if root else (str(os.getuid()), "/")))
     kept = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in command.fds]
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(kept)]
     argv = list(command.argv)
@@ -192,7 +199,7 @@ def _run_command(command: Command) -> None:
     if command.user is not None:
         _become(user)
     _reset_signals()
-    env = _environment(command, user.name, user.home)
+    env = environment(command, user.name, user.home)
 
     def become(path: str) -> int:
         os.execve(path, list(command.argv), env)

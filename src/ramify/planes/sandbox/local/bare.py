@@ -101,6 +101,7 @@ class BareProvider:
             "binds": [],
             "workdir": "",
             "lockdown": False,
+            "live": False,
             "process_limit": None,
             "file_limit": limits.disk_mb * MIB if limits.disk_mb else None,
             "user_map": None,
@@ -161,6 +162,8 @@ class BareProvider:
             raise UnsupportedError("the bare sandbox has no images; use the local or docker one")
         if not spec.host_root:
             raise ConfigError("the bare sandbox has only the host's root: host_root must be true")
+        if spec.live:
+            raise UnsupportedError("the bare sandbox cannot capture processes; use the local one")
         if self._allow:
             return
         demands: list[str] = []

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
-from ramify.contracts.errors import SandboxError, SandboxLostError
+from ramify.contracts.errors import SandboxLostError
 from ramify.contracts.sandbox import ExecResult, PtySize
-from ramify.planes.sandbox.inside import resize_terminal
 from ramify.planes.sandbox.local.control import Control, Reply
-from ramify.planes.sandbox.local.streams import Collector, FdReader, FdWriter
-from ramify.planes.sandbox.processes import KILL_DEADLINE_SEC
+from ramify.planes.sandbox.local.job import Request, RunningJob, exec_message, exit_code
+from ramify.planes.sandbox.local.spawned import LocalProcess, started
+from ramify.planes.sandbox.local.streams import Collector
 
 _TIMED_OUT = 124
 _GRACE_SEC = 0.05
-_END_OF_TEXT = b"\x04"
-
-
-class Request(NamedTuple):
-    """A command as the supervisor understands it."""
-
-    argv: Sequence[str]
-    user: str | None
-    cwd: str
-    env: dict[str, str]
 
 
 class RunOptions(NamedTuple):
@@ -38,74 +28,40 @@ class RunOptions(NamedTuple):
     kill_leftovers: bool
 
 
-class _Job:
-    """What the engine knows of one command."""
+class Collected(NamedTuple):
+    """The streams of a command that is run to its end."""
 
-    def __init__(
-        self,
-        control: Control,
-        request: Request,
-        fds: Sequence[int],
-        pty: PtySize | None,
-        quiet: bool,
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        self._control = control
-        self.started: asyncio.Future[Reply] = loop.create_future()
-        self.ended: asyncio.Future[Reply] = loop.create_future()
-        self.gone: asyncio.Future[None] = loop.create_future()
-        self.terminal = -1
-        message = {
-            "op": "exec",
-            "argv": list(request.argv),
-            "user": request.user,
-            "cwd": request.cwd,
-            "env": request.env,
-            "tty": [pty.rows, pty.cols] if pty else None,
-            "quiet": quiet,
-        }
-        self.id = control.request(self._reply, message, fds)
-
-    def _reply(self, reply: Reply) -> None:
-        if reply.event == "terminal":
-            self.terminal = reply.fds[0]
-            return
-        if not self.started.done():
-            self.started.set_result(reply)
-        if reply.event == "started":
-            return
-        if not self.ended.done():
-            self.ended.set_result(reply)
-        if reply.event in ("failed", "gone", "lost"):
-            self._control.forget(self.id)
-            if not self.gone.done():
-                self.gone.set_result(None)
-
-    def signal(self, number: int) -> None:
-        self._control.order({"op": "signal", "job": self.id, "number": number})
-
-    async def kill(self) -> None:
-        """Kill everything of the command; returns when it is gone (bounded), cancelled or not."""
-        if self.gone.done():
-            return
-        self._control.order({"op": "kill", "job": self.id})
-        waiting = asyncio.ensure_future(asyncio.wait({self.gone}, timeout=KILL_DEADLINE_SEC + 2))
-        cancelled = False
-        while not waiting.done():
-            try:
-                await asyncio.shield(waiting)
-            except asyncio.CancelledError:  # killing is not given up half-way
-                cancelled = True
-        if cancelled:
-            raise asyncio.CancelledError
+    job: RunningJob
+    out: Collector
+    err: Collector
 
 
-def exit_code(reply: Reply) -> int:
-    """The exit code (128+n for signal n) that an `ended` or `failed` reply tells."""
-    if reply.event == "failed":
-        return reply.value
-    code = os.waitstatus_to_exitcode(reply.value)
-    return code if code >= 0 else 128 - code
+class Spawned(NamedTuple):
+    """A spawned command and its streams."""
+
+    job: RunningJob
+    process: LocalProcess
+
+
+class Pipes(NamedTuple):
+    """How pipes are made.
+
+    `inside`: in a live sandbox a command's ends must be all pipes, and nothing of the host's.
+    `owner`: the user and group that root inside is on this machine, where that is another.
+    """
+
+    inside: bool = False
+    owner: int | None = None
+
+    def make(self) -> tuple[int, int]:
+        """A new pipe: (reading end, writing end)."""
+        ends = os.pipe()
+        if self.inside and self.owner is not None:
+            os.fchown(ends[0], self.owner, self.owner)
+        return ends
+
+
+_PLAIN_PIPES = Pipes()
 
 
 class Runner:
@@ -116,6 +72,7 @@ class Runner:
         null: a descriptor of /dev/null, for commands without standard input.
         oom_kills: counts the kernel's kills for memory so far.
         disk_kills: counts our kills for disk use so far.
+        pipes: how pipes are made.
     """
 
     def __init__(
@@ -124,8 +81,10 @@ class Runner:
         null: int,
         oom_kills: Callable[[], int],
         disk_kills: Callable[[], int],
+        pipes: Pipes = _PLAIN_PIPES,
     ) -> None:
-        self._control, self._null = control, null
+        self._control, self._null, self._pipes = control, null, pipes
+        self._open: dict[int, Collected | Spawned] = {}
         self._oom_kills, self._disk_kills = oom_kills, disk_kills
         self._draining: set[Collector] = set()
 
@@ -133,6 +92,21 @@ class Runner:
         """Stop reading from processes left in the background."""
         for collector in list(self._draining):
             collector.close()
+
+    @property
+    def open(self) -> Mapping[int, Collected | Spawned]:
+        """In a live sandbox: the commands of which something may be left, by their number."""
+        return self._open
+
+    def keep(self, command: Collected | Spawned) -> None:
+        """Have a command, which may have come from a checkpoint, among `open`."""
+        if not self._pipes.inside:
+            return
+        for number, one in list(self._open.items()):
+            has_rest = isinstance(one, Spawned) and one.process.is_terminal
+            if one.job.gone.done() and not has_rest:
+                del self._open[number]
+        self._open[command.job.id] = command
 
     async def run(self, request: Request, options: RunOptions) -> ExecResult:
         """See `Sandbox.exec`. Raises SandboxLostError."""
@@ -159,17 +133,18 @@ class Runner:
             err.close()
             await job.kill()
             raise
-        for collector in (out, err):
-            self._leave(collector)
+        self.leave(out, err)
         result = _result(reply, out, err, timed_out, loop.time() - begin)
         return self._explain(result, kills)
 
-    def _launch(self, request: Request, options: RunOptions) -> tuple[_Job, Collector, Collector]:
-        out_r, out_w = os.pipe()
-        err_r, err_w = os.pipe()
+    def _launch(self, request: Request, options: RunOptions) -> Collected:
+        out_r, out_w = self._pipes.make()
+        err_r, err_w = self._pipes.make()
         stdin = self._null if options.stdin is None else _file_of(options.stdin)
+        how = "null" if options.stdin is None else "data"
+        message = exec_message(request, quiet=True, stdin=how)
         try:
-            job = _Job(self._control, request, (stdin, out_w, err_w), None, quiet=True)
+            job = RunningJob(self._control, message, (stdin, out_w, err_w))
         except BaseException:
             os.close(out_r)
             os.close(err_r)
@@ -177,13 +152,22 @@ class Runner:
         finally:
             for fd in {out_w, err_w, stdin} - {self._null}:
                 os.close(fd)
-        return job, Collector(out_r, options.output_limit), Collector(err_r, options.output_limit)
+        limit = options.output_limit
+        command = Collected(job, Collector(out_r, limit), Collector(err_r, limit))
+        self.keep(command)
+        return command
 
-    def _leave(self, collector: Collector) -> None:
-        collector.discard()
-        if not collector.closed.done():
-            self._draining.add(collector)
-            collector.closed.add_done_callback(lambda _done: self._draining.discard(collector))
+    def leave(self, *collectors: Collector) -> None:
+        """Throw away what still comes from a command, for as long as it does."""
+        for collector in collectors:
+            collector.discard()
+            if not collector.closed.done():
+                self._draining.add(collector)
+                forget = partial(self._forget, collector)
+                collector.closed.add_done_callback(forget)
+
+    def _forget(self, collector: Collector, _closed: asyncio.Future[None]) -> None:
+        self._draining.discard(collector)
 
     def _explain(self, result: ExecResult, before: tuple[int, int]) -> ExecResult:
         if result.exit_code != 137:
@@ -206,14 +190,16 @@ class Runner:
 
     async def start(self, request: Request, pty: PtySize | None) -> LocalProcess:
         """See `Sandbox.spawn`. Raises SandboxError, SandboxLostError."""
-        if pty is not None:
-            job = _Job(self._control, request, (), pty, quiet=False)
-            return await _started(job, request, None)
-        pipes = [os.pipe(), os.pipe(), os.pipe()]
-        theirs = (pipes[0][0], pipes[1][1], pipes[2][1])
-        ours = (pipes[0][1], pipes[1][0], pipes[2][0])
+        if pty is not None and not self._pipes.inside:
+            job = RunningJob(self._control, exec_message(request, pty), ())
+            return await started(job, request, None)
+        first, second, third = (self._pipes.make() for _ in range(3))
+        if pty is not None:  # the third carries its size, the other way round
+            third = (third[1], third[0])
+        theirs = (first[0], second[1], third[1])
+        ours = (first[1], second[0], third[0])
         try:
-            job = _Job(self._control, request, theirs, None, quiet=False)
+            job = RunningJob(self._control, exec_message(request, pty), theirs)
         except BaseException:
             for fd in ours:
                 os.close(fd)
@@ -221,7 +207,9 @@ class Runner:
         finally:
             for fd in theirs:
                 os.close(fd)
-        return await _started(job, request, ours)
+        process = await started(job, request, ours, piped_terminal=pty is not None)
+        self.keep(Spawned(job, process))
+        return process
 
 
 def _file_of(data: bytes) -> int:
@@ -264,92 +252,3 @@ def _result(
         out.capture.dropped,
         err.capture.dropped,
     )
-
-
-async def _started(job: _Job, request: Request, fds: tuple[int, int, int] | None) -> LocalProcess:
-    try:
-        reply = await asyncio.shield(job.started)
-        if reply.event == "lost":
-            raise SandboxLostError("the sandbox is gone")
-        if reply.event == "failed":
-            raise SandboxError(f"cannot start {request.argv[0]!r}: {reply.text}")
-    except BaseException:
-        for fd in fds or ():
-            os.close(fd)
-        await job.kill()
-        if job.terminal >= 0:
-            os.close(job.terminal)
-        raise
-    return LocalProcess(job, reply.value, fds)
-
-
-class LocalProcess:
-    """A running command with streams (the `Process` contract)."""
-
-    def __init__(self, job: _Job, pid: int, fds: tuple[int, int, int] | None) -> None:
-        self._job, self._pid = job, pid
-        self._terminal = job.terminal if fds is None else -1
-        self._err: FdReader | None = None
-        if fds is None:
-            self._out, self._in = FdReader(job.terminal), FdWriter(os.dup(job.terminal))
-        else:
-            self._in, self._out, self._err = FdWriter(fds[0]), FdReader(fds[1]), FdReader(fds[2])
-
-    @property
-    def pid(self) -> int:
-        """Process id as the inside sees it."""
-        return self._pid
-
-    async def write(self, data: bytes) -> None:
-        """Write to standard input. Raises BrokenPipeError when the process closed it."""
-        await self._in.write(data)
-
-    async def close_stdin(self) -> None:
-        """Send end of file (on a terminal: its end-of-file character). Idempotent."""
-        if self._terminal < 0:
-            self._in.close()
-            return
-        try:
-            await self._in.write(_END_OF_TEXT)
-        except BrokenPipeError:  # nobody is there to read it
-            return
-
-    async def read(self, max_bytes: int = 65536) -> bytes:
-        """Next bytes of standard output (or of the terminal); b"" at the end."""
-        return await self._out.read(max_bytes)
-
-    async def read_err(self, max_bytes: int = 65536) -> bytes:
-        """Next bytes of standard error; b"" at the end, at once under a terminal."""
-        return await self._err.read(max_bytes) if self._err is not None else b""
-
-    async def resize(self, size: PtySize) -> None:
-        """Change the terminal's size. No effect without a terminal."""
-        if self._terminal < 0:
-            return
-        try:
-            resize_terminal(self._terminal, size.rows, size.cols)
-        except OSError as error:
-            if error.errno not in (errno.EIO, errno.EBADF):  # it has ended meanwhile
-                raise
-
-    async def signal(self, number: int) -> None:
-        """Send a signal to the command's process group."""
-        self._job.signal(number)
-
-    async def wait(self) -> int:
-        """Exit code (128+n for signal n). Raises SandboxLostError if the sandbox ends first."""
-        reply = await asyncio.shield(self._job.ended)
-        if reply.event == "lost":
-            raise SandboxLostError("the sandbox ended before the process")
-        return exit_code(reply)
-
-    async def aclose(self) -> None:
-        """Kill what is left of the command, all descendants included, and free its streams."""
-        try:
-            await self._job.kill()
-        finally:
-            self._terminal = -1
-            self._in.close()
-            self._out.close()
-            if self._err is not None:
-                self._err.close()

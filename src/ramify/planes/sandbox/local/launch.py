@@ -16,6 +16,8 @@ from typing import NamedTuple, NoReturn
 
 from ramify.planes.sandbox.local import cgroups
 from ramify.planes.sandbox.local import namespaces as ns
+from ramify.planes.sandbox.local.pod import PROGRAM_PATH
+from ramify.planes.sandbox.local.pod_elf import PROGRAM
 from ramify.planes.sandbox.local.supervisor import Duties, supervise
 from ramify.planes.sandbox.local.wire import Message
 from ramify.planes.sandbox.processes import die_with_parent
@@ -51,9 +53,11 @@ class Overlay(NamedTuple):
 class World(NamedTuple):
     """What one sandbox is made of.
 
-    `mode` is `userns`, `rootless`, `plain` or `bare`. `overlays` are mounted in order. `binds` are
-    host directories seen read-only at the same path. `user_map` (first id, count) is the
-    subordinate range for `newuidmap`, where there is one.
+    `mode` is `userns`, `rootless`, `plain` or `bare`. `live` says that its processes can be
+    captured: it has a pod root, and its supervisor may start CRIU.
+
+    `overlays` are mounted in order. `binds` are host directories seen read-only at the same path.
+    `user_map` (first id, count) is the subordinate range for `newuidmap`, where there is one.
     """
 
     mode: str
@@ -63,6 +67,7 @@ class World(NamedTuple):
     cgroups: list[str]
     workdir: str
     lockdown: bool
+    live: bool
     process_limit: int | None
     file_limit: int | None
     user_map: tuple[int, int] | None
@@ -85,7 +90,8 @@ def launch(
             cgroups.enter(world.cgroups)
             os.setsid()
             os.close(report)
-            supervise(control, life, Duties(False, world.process_limit, world.file_limit))
+            duties = Duties(False, False, world.process_limit, world.file_limit)
+            supervise(control, life, duties)
         die_with_parent(9)
         cgroups.enter(world.cgroups)
         _leave_host(world, user_namespace)
@@ -178,7 +184,8 @@ def _first_process(world: World, control: socket.socket, life: int, report: int)
     except BaseException as error:  # goes to the spawner as the launcher's own failures do
         os.write(report, f"!{error}".encode()[:4000])
         os._exit(1)
-    supervise(control, life, Duties(True, world.process_limit, world.file_limit))
+    duties = Duties(True, world.live, world.process_limit, world.file_limit)
+    supervise(control, life, duties)
 
 
 def _build_root(world: World) -> None:
@@ -248,6 +255,8 @@ def _build_dev(world: World) -> None:
         ns.mount(f"/dev/{name}", f"dev/{name}", flags=ns.MS_BIND)
     for name, target in _DEVICE_LINKS.items():
         os.symlink(target, f"dev/{name}")
+    if world.live:
+        _place_pod(f".{PROGRAM_PATH}")
     os.mkdir("dev/pts")
     os.mkdir("dev/shm")
     single = world.mode == "rootless" and world.user_map is None
@@ -255,6 +264,16 @@ def _build_dev(world: World) -> None:
     options = f"newinstance,ptmxmode=0666,mode=620{group}"
     ns.mount("devpts", "dev/pts", "devpts", ns.MS_NOSUID | ns.MS_NOEXEC, options)
     ns.mount("tmpfs", "dev/shm", "tmpfs", ns.MS_NOSUID | ns.MS_NODEV, "mode=1777,size=64m")
+
+
+def _place_pod(path: str) -> None:
+    """The one program of ours in a live sandbox; read-only, and a mount cannot be removed."""
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o755)
+    os.write(fd, PROGRAM)
+    os.close(fd)
+    ns.mount(path, path, flags=ns.MS_BIND)
+    flags = ns.MS_BIND | ns.MS_REMOUNT | ns.MS_RDONLY | ns.MS_NOSUID
+    ns.mount("none", path, flags=flags)
 
 
 def _system_file(path: str, text: str) -> None:
@@ -274,6 +293,8 @@ def _system_file(path: str, text: str) -> None:
 
 def _give_up_powers(world: World) -> None:
     """What commands cannot have; this process keeps its own powers over them."""
+    if world.live:
+        ns.pass_capabilities_on()  # to CRIU; the pod root clears them
     ns.limit_capabilities(frozenset() if world.lockdown else ns.KEPT_CAPABILITIES)
     if world.lockdown or world.mode == "plain":
         ns.no_new_privileges()

@@ -240,6 +240,29 @@ def limit_capabilities(kept: frozenset[int]) -> None:
             _prctl(f"drop capability {number}", _PR_CAPBSET_DROP, number)
 
 
+def _set_inheritable(both: tuple[int, int] | None) -> None:
+    header = ctypes.create_string_buffer(struct.pack("Ii", 0x20080522, 0))
+    data = ctypes.create_string_buffer(24)
+    _check(_libc.capget(header, data), "capget")
+    words = list(struct.unpack("6I", data.raw[:24]))
+    words[2], words[5] = both if both is not None else (words[1], words[4])
+    data.raw = struct.pack("6I", *words)
+    _check(_libc.capset(header, data), "capset")
+
+
+def pass_capabilities_on() -> None:
+    """Let programs that root starts from here keep this process's capabilities, bounded or not.
+
+    Before `limit_capabilities`. Whoever starts something that may not calls `clear_inheritable`.
+    """
+    _set_inheritable(None)
+
+
+def clear_inheritable() -> None:
+    """Let programs started from here have only what the bounding set allows."""
+    _set_inheritable((0, 0))
+
+
 def no_new_privileges() -> None:
     """Make set-id bits and file capabilities mean nothing from now on."""
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)

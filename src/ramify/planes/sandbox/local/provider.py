@@ -8,6 +8,8 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ramify.contracts.config import ramify_home
 from ramify.contracts.errors import ConfigError, SandboxStartError, UnsupportedError
 from ramify.contracts.sandbox import (
@@ -22,11 +24,17 @@ from ramify.contracts.sandbox import (
 from ramify.planes.sandbox.layer_scratch import Scratch
 from ramify.planes.sandbox.layers import LayerStore
 from ramify.planes.sandbox.local import cgroups, leftovers
+from ramify.planes.sandbox.local.commands import Pipes
 from ramify.planes.sandbox.local.demands import demanded_limits
 from ramify.planes.sandbox.local.disk import DiskWatch
+from ramify.planes.sandbox.local.dumps import Dumps
 from ramify.planes.sandbox.local.ground import Ground, Masks, break_ground, host_image
 from ramify.planes.sandbox.local.images import LocalImages
+from ramify.planes.sandbox.local.inodes import keep_inodes
+from ramify.planes.sandbox.local.live import Lab, LiveSandbox, Upper
+from ramify.planes.sandbox.local.liveness import Liveness, try_capture
 from ramify.planes.sandbox.local.mirrors import with_mirrors
+from ramify.planes.sandbox.local.namespaces import FIRST_ID
 from ramify.planes.sandbox.local.nursery import Nursery
 from ramify.planes.sandbox.local.probe import Machine, Mode
 from ramify.planes.sandbox.local.process import probe
@@ -59,6 +67,8 @@ class LocalProvider:
         self._nursery = Nursery(self._home / "run")
         self._masks = Masks(self._home / "masks", (self._home, Path.cwd()))
         self._machine: Machine | None = None
+        self._liveness: Liveness | None = None
+        self._dumps: Dumps | None = None
         self._layout = cgroups.Layout(0, {})
         self._store: LayerStore | None = None
         self._lock = asyncio.Lock()
@@ -90,7 +100,7 @@ class LocalProvider:
         return Capabilities(
             isolation="namespaces",
             lockdown=True,
-            snapshot="freeze",
+            snapshot="live" if self._liveness and not self._liveness.problem else "freeze",
             network=frozenset(NetworkMode),
             limits=frozenset(limits),
             host_root=True,
@@ -103,8 +113,9 @@ class LocalProvider:
 
         An image that is not in the store, and one to be built, comes from a Docker daemon, once.
         """
-        await self._find_machine()
+        machine = await self._find_machine()
         self._check(spec)
+        await self._require_live(machine, spec)
         if spec.host_root:
             return await asyncio.to_thread(host_image, self._masks)
         await self._open_store()
@@ -115,6 +126,17 @@ class LocalProvider:
         """A new sandbox on `image` (default: the pristine one); see the contract."""
         machine = await self._find_machine()
         self._check(spec, has_image=image is not None)
+        await self._require_live(machine, spec)
+        return await self._create(machine, spec, image)
+
+    async def _create(
+        self, machine: Machine, spec: SandboxSpec, image: SandboxImage | None
+    ) -> Sandbox:
+        if image is not None and image.live and not spec.live:
+            raise UnsupportedError(
+                "the image holds processes, so its sandboxes need a spec with live; without them,"
+                " give a copy of the image's record with live unset"
+            )
         if image is None and not spec.host_root:
             image = await self.prepare(spec)
         store = await self._open_store()
@@ -123,6 +145,9 @@ class LocalProvider:
         name, scratch = ground.name, ground.scratch
         try:
             message = await self._describe(machine, spec, ground)
+            lab = self._lab(machine, place) if spec.live else None
+            if lab and image and image.live:
+                await asyncio.to_thread(_prepare_files, store, lab, image, ground)
             control = await self._nursery.start(name, message)
         except BaseException:
             self._drop_later(store, scratch)
@@ -144,33 +169,40 @@ class LocalProvider:
         label = f"ramify-{place.name}-{name}"
         memory = self._layout.parents.get("memory") if limits.memory_mb else None
         watch = DiskWatch(scratch.upper, limits.disk_mb * MIB) if limits.disk_mb else None
-        sandbox = LocalSandbox(
-            Birth(
-                id=name,
-                spec=spec,
-                capabilities=self.capabilities(),
-                control=control,
-                null=self._nursery.null,
-                env=self._environment(spec, ground),
-                user=spec.user if spec.user is not None else ground.image.user,
-                workdir=spec.workdir or ground.image.workdir or "/",
-                memory_cgroups=[os.path.join(memory, label)] if memory else [],
-                disk_watch=watch,
-                end=end,
-            )
+        birth = Birth(
+            id=name,
+            spec=spec,
+            capabilities=msgspec.structs.replace(
+                self.capabilities(), snapshot="live" if lab else "freeze"
+            ),
+            control=control,
+            null=self._nursery.null,
+            env=self._environment(spec, ground),
+            user=spec.user if spec.user is not None else ground.image.user,
+            workdir=spec.workdir or ground.image.workdir or "/",
+            memory_cgroups=[os.path.join(memory, label)] if memory else [],
+            disk_watch=watch,
+            pipes=Pipes(True, lab.owner) if lab else Pipes(),
+            end=end,
         )
+        live = LiveSandbox(birth, lab, Upper(scratch.upper, _parts(ground))) if lab else None
+        sandbox = live or LocalSandbox(birth)
         self._sandboxes[name] = sandbox
-        if spec.network.mode is not NetworkMode.NONE:
-            try:
+        try:
+            if spec.network.mode is not NetworkMode.NONE:
                 await sandbox.serve_in(_PROXY_PORT, EgressProxy(with_mirrors(spec.network)).handle)
-            except BaseException:
-                await sandbox.teardown()
-                raise
+            if live and image and image.live:
+                await live.bring_back(image)
+        except BaseException:
+            await sandbox.teardown()
+            raise
         return sandbox
 
     async def discard(self, image: SandboxImage) -> None:
         """Free a frozen image that nothing runs on any more. Pristine images stay. Idempotent."""
         if not image.pristine:
+            if self._dumps is not None:
+                await asyncio.to_thread(self._dumps.remove, image.id)
             store = await self._open_store()
             await asyncio.to_thread(store.discard, image)
 
@@ -208,7 +240,27 @@ class LocalProvider:
                         mode=self._mode, detail=f"{self._mode}, as asked for"
                     )
                 self._machine = machine
+                self._liveness = await asyncio.to_thread(Liveness, machine)
             return self._machine
+
+    async def _require_live(self, machine: Machine, spec: SandboxSpec) -> None:
+        """Refuse a live spec where processes cannot be captured. Raises UnsupportedError."""
+        if not spec.live:
+            return
+        assert self._liveness is not None
+
+        async def make(spec: SandboxSpec, image: SandboxImage | None) -> Sandbox:
+            return await self._create(machine, spec, image)
+
+        await self._liveness.require(spec, lambda: try_capture(make, self.discard))
+
+    def _lab(self, machine: Machine, place: Path) -> Lab:
+        assert self._liveness is not None
+        if self._dumps is None or self._dumps.place != place / "dumps":
+            self._dumps = Dumps(place / "dumps")
+        is_root = machine.mode == "userns"
+        criu, cache = self._liveness.criu, place / "criu"
+        return Lab(criu, self._dumps, cache, FIRST_ID if is_root else None, is_root)
 
     async def _open_store(self) -> LayerStore:
         async with self._lock:
@@ -274,6 +326,7 @@ class LocalProvider:
             "binds": list(ground.base.binds) if ground.base else [],
             "workdir": spec.workdir or ground.image.workdir or "",
             "lockdown": spec.lockdown,
+            "live": spec.live,
             "process_limit": None if "pids" in self._layout.enforced else pids,
             "file_limit": limits.disk_mb * MIB if limits.disk_mb else None,
             "user_map": machine.user_map,
@@ -311,3 +364,15 @@ class LocalProvider:
         task = asyncio.ensure_future(work)
         self._dropping.add(task)
         task.add_done_callback(self._dropping.discard)
+
+
+def _parts(ground: Ground) -> tuple[tuple[str, str], ...]:
+    return tuple((part.target, part.inside) for part, _layers in ground.layers)
+
+
+def _prepare_files(store: LayerStore, lab: Lab, image: SandboxImage, ground: Ground) -> None:
+    """Check that the processes of a live image are there, and see to the files they write."""
+    _place, record = lab.dumps.find(image.id)
+    if lab.keeps_inodes and record.files:
+        layer = store.layers_dir / store.lowers(image)[0]
+        keep_inodes(record.files, _parts(ground), layer, ground.scratch.upper)

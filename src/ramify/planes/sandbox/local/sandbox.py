@@ -24,9 +24,10 @@ from ramify.contracts.sandbox import (
     TransferReport,
 )
 from ramify.planes.sandbox.local import cgroups, network, transfer
-from ramify.planes.sandbox.local.commands import Request, Runner, RunOptions
+from ramify.planes.sandbox.local.commands import Pipes, Runner, RunOptions
 from ramify.planes.sandbox.local.control import Control
 from ramify.planes.sandbox.local.disk import DiskWatch
+from ramify.planes.sandbox.local.job import Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,8 @@ class Birth:
 
     `env`, `user` and `workdir` are the defaults of its commands. `end` ends it: it kills
     everything and removes all of it, or (given True) keeps the files and returns their image.
-    `locate` turns a path of the inside into one that the supervisor understands.
+    `pipes` says how its commands' pipes are made. `locate` turns a path of the inside into one
+    that the supervisor understands.
     """
 
     id: str
@@ -48,6 +50,7 @@ class Birth:
     workdir: str
     memory_cgroups: list[str] = field(default_factory=list[str])
     disk_watch: DiskWatch | None = None
+    pipes: Pipes = Pipes()
     locate: Callable[[str], str] = str
     end: Callable[[bool], Awaitable[SandboxImage | None]]
 
@@ -57,8 +60,10 @@ class LocalSandbox:
 
     def __init__(self, birth: Birth) -> None:
         self._birth = birth
-        self._control = birth.control
-        self._runner = Runner(birth.control, birth.null, self._oom_kills, self._disk_kills)
+        self.control = birth.control
+        self.runner = Runner(
+            birth.control, birth.null, self._oom_kills, self._disk_kills, birth.pipes
+        )
         self._servers: list[network.Server] = []
         self._exposed: dict[int, Endpoint] = {}
         self._ending: asyncio.Task[SandboxImage | None] | None = None
@@ -92,9 +97,9 @@ class LocalSandbox:
         kill_leftovers: bool = False,
     ) -> ExecResult:
         """Run a command to its end; see the contract. Raises SandboxLostError."""
-        self._check_alive()
+        self.check_alive()
         options = RunOptions(stdin, timeout_sec, output_limit, kill_leftovers)
-        return await self._runner.run(self._request(command, user, cwd, env), options)
+        return await self.runner.run(self._request(command, user, cwd, env), options)
 
     async def spawn(
         self,
@@ -106,8 +111,8 @@ class LocalSandbox:
         pty: PtySize | None = None,
     ) -> Process:
         """Start a command with streams. Raises SandboxError if it cannot be started."""
-        self._check_alive()
-        return await self._runner.start(self._request(command, user, cwd, env), pty)
+        self.check_alive()
+        return await self.runner.start(self._request(command, user, cwd, env), pty)
 
     async def upload(
         self,
@@ -119,50 +124,50 @@ class LocalSandbox:
         clear: bool = False,
     ) -> None:
         """Copy a host file, or the content of a host directory, to `remote`; see the contract."""
-        self._check_alive()
+        self.check_alive()
         how = transfer.Placing(self._inside(remote), owner, mode, clear)
-        await transfer.upload(self._control, local, how)
+        await transfer.upload(self.control, local, how)
 
     async def download(
         self, remote: str, local: Path, *, limits: TransferLimits | None = None
     ) -> TransferReport:
         """Copy a file, or the content of a directory, to the host; see the contract."""
-        self._check_alive()
+        self.check_alive()
         bounds = limits or TransferLimits()
-        return await transfer.download(self._control, self._inside(remote), local, bounds)
+        return await transfer.download(self.control, self._inside(remote), local, bounds)
 
     async def expose_port(self, port: int) -> Endpoint:
         """A host address whose connections reach 127.0.0.1:`port` inside, until teardown."""
-        self._check_alive()
+        self.check_alive()
         if port not in self._exposed:
-            endpoint, server = await network.expose(self._control, port)
+            endpoint, server = await network.expose(self.control, port)
             self._exposed[port] = endpoint
             self._servers.append(server)
         return self._exposed[port]
 
     async def serve_in(self, port: int, handler: ConnectionHandler) -> Listener:
         """Listen on 127.0.0.1:`port` inside; each connection is served by `handler` here."""
-        self._check_alive()
-        server = await network.listen_inside(self._control, port, handler)
+        self.check_alive()
+        server = await network.listen_inside(self.control, port, handler)
         self._servers.append(server)
         return server
 
     async def freeze(self) -> SandboxImage:
         """Kill every process inside, then turn the file system into an image; see the contract."""
-        self._check_alive()
+        self.check_alive()
         if self._birth.capabilities.snapshot == "none":
             raise UnsupportedError("this sandbox has no file system of its own to freeze")
-        image = await self._end(keep=True)
+        image = await self.end(keep=True)
         if image is None:
             raise SandboxLostError("the sandbox ended before it was frozen")
         return image
 
     async def teardown(self) -> None:
         """End it and remove everything that belongs to it. Idempotent, bounded in time."""
-        await self._end(keep=False)
+        await self.end(keep=False)
 
-    async def _end(self, *, keep: bool) -> SandboxImage | None:
-        """End it once; whoever is cancelled meanwhile does not stop it."""
+    async def end(self, *, keep: bool) -> SandboxImage | None:
+        """End it once, and keep its files if asked; a caller's cancellation does not stop it."""
         if self._ending is None:
             self._ending = asyncio.ensure_future(self._finish(keep))
         return await asyncio.shield(self._ending)
@@ -172,12 +177,13 @@ class LocalSandbox:
             await self._birth.disk_watch.aclose()
         for server in self._servers:
             await server.aclose()
-        self._control.close()
-        self._runner.close()
+        self.control.close()
+        self.runner.close()
         return await self._birth.end(keep)
 
-    def _check_alive(self) -> None:
-        if self._ending is not None or self._control.lost:
+    def check_alive(self) -> None:
+        """Raise SandboxLostError if it is gone."""
+        if self._ending is not None or self.control.lost:
             raise SandboxLostError(f"the sandbox {self.id} is gone")
 
     def _inside(self, path: str) -> str:
@@ -210,4 +216,4 @@ class LocalSandbox:
         return self._birth.disk_watch.kills if self._birth.disk_watch is not None else 0
 
     def _kill_everything(self) -> None:
-        self._control.order({"op": "kill_all"})
+        self.control.order({"op": "kill_all"})

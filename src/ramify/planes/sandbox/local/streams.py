@@ -15,7 +15,7 @@ _DRAIN_LIMIT = 4 * _FLOOD_READ
 
 
 class Collector:
-    """Reads a pipe to its end as it fills, in bounded memory. Owns the descriptor.
+    """Reads a pipe to its end as it fills, in bounded memory. Owns the descriptor (-1: closed).
 
     After `discard` what still comes is read and thrown away, so that a process left in the
     background does not die of a closed pipe.
@@ -28,8 +28,16 @@ class Collector:
         self._keep = True
         self.capture = Capture(limit)
         self.closed = self._loop.create_future()
+        if fd < 0:
+            self.closed.set_result(None)
+            return
         os.set_blocking(fd, False)
         self._loop.add_reader(fd, self._readable)
+
+    @property
+    def fileno(self) -> int:
+        """The descriptor; -1 when closed."""
+        return self._fd
 
     def drain(self) -> None:
         """Take what is in the pipe now."""
@@ -77,7 +85,13 @@ class FdReader:
         self._loop = asyncio.get_running_loop()
         self._fd = fd
         self._waiter: asyncio.Future[None] | None = None
-        os.set_blocking(fd, False)
+        if fd >= 0:
+            os.set_blocking(fd, False)
+
+    @property
+    def fileno(self) -> int:
+        """The descriptor; -1 when closed."""
+        return self._fd
 
     async def read(self, n: int = -1) -> bytes:
         """Up to `n` bytes (-1: 64 KiB); b"" at the end or after `close`."""
@@ -125,7 +139,13 @@ class FdWriter:
         self._fd = fd
         self._lock = asyncio.Lock()
         self._waiter: asyncio.Future[None] | None = None
-        os.set_blocking(fd, False)
+        if fd >= 0:
+            os.set_blocking(fd, False)
+
+    @property
+    def fileno(self) -> int:
+        """The descriptor; -1 when closed."""
+        return self._fd
 
     async def write(self, data: bytes) -> None:
         """Write all of `data`. Raises BrokenPipeError when the other end, or this, is closed."""

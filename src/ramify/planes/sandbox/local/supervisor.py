@@ -5,6 +5,7 @@ Single-threaded, standard library only. It talks to the engine over one message 
     exec, kill, signal, kill_all      commands (see `inside.Jobs`)
     pack, unpack, cancel              trees through a pipe, in a forked helper
     connect, listen                   sockets of this network namespace, handed out
+    checkpoint, restore, ...          the processes of a live sandbox (see `captures`)
 
 Every request has an `id`; replies carry it. It never trusts anything below it: the files it
 reads, the processes it finds.
@@ -24,22 +25,27 @@ from typing import Any, NamedTuple, NoReturn
 from ramify.planes.sandbox.descent import FAILED
 from ramify.planes.sandbox.inside import Command, Event, Job, Jobs, find_user, open_terminal
 from ramify.planes.sandbox.local import wire
+from ramify.planes.sandbox.local.captures import Captures, outcome
+from ramify.planes.sandbox.local.pod import PodJobs
 from ramify.planes.sandbox.packer import Limits, pack
 from ramify.planes.sandbox.processes import kill_below, send_signal
 from ramify.planes.sandbox.unpacker import unpack
 
 _ROOT = ("root", "0", "root:root", "0:0")
+_CAPTURES = ("checkpoint", "thaw", "captured", "restore")
 _OOM_SCORE_ADJ = 500  # the kernel takes commands before their supervisor
 
 
 class Duties(NamedTuple):
     """How one supervisor behaves.
 
-    `is_init`: it is PID 1, so its end is everybody's. `process_limit`: RLIMIT_NPROC for commands
+    `is_init`: it is PID 1, so its end is everybody's. `live`: its commands run below a pod root
+    and can be captured. `process_limit`: RLIMIT_NPROC for commands
     where no cgroup counts them; `file_limit`: RLIMIT_FSIZE in bytes.
     """
 
     is_init: bool = True
+    live: bool = False
     process_limit: int | None = None
     file_limit: int | None = None
 
@@ -47,10 +53,14 @@ class Duties(NamedTuple):
 class _Supervisor:
     def __init__(self, control: socket.socket, life: int, duties: Duties) -> None:
         self._control, self._life, self._duties = control, life, duties
-        self._jobs = Jobs()
+        self._pod = PodJobs() if duties.live else None
+        self._jobs = self._pod or Jobs()
         self._by_id: dict[int, Job] = {}
         self._ids: dict[Job, int] = {}
-        self._helpers: dict[int, tuple[int, int]] = {}
+        self._helpers: dict[int, tuple[int, int, str]] = {}
+        self._captures = (
+            Captures(self._pod, self._ids, self._know, self._reply) if self._pod else None
+        )
         self._wake_r, wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
         os.set_blocking(wake_w, False)
@@ -110,22 +120,30 @@ class _Supervisor:
         elif op in ("pack", "unpack"):
             self._help(message, fds[0])
         elif op == "cancel":
-            for helped, pid in self._helpers.values():
+            for helped, pid, _op in self._helpers.values():
                 if helped == message["job"]:
                     send_signal(pid, signal.SIGKILL)
         elif op in ("connect", "listen"):
             self._socket(request, op, message["port"])
+        elif op in _CAPTURES and self._captures is not None:
+            begun = self._captures.begin(message, fds)
+            if begun is not None:
+                pid, done = begun
+                self._helpers[done] = (request, pid, op)
         else:
             raise ValueError(f"unknown request {op!r}")
 
     def _exec(self, message: wire.Message, fds: list[int]) -> None:
         size: list[int] | None = message["tty"]
         terminal = -1
-        if size:
+        if size and self._pod is None:
             terminal, theirs = open_terminal(*size)
             fds.append(theirs)
             streams = (theirs, theirs, theirs)
         else:
+            if self._pod is not None and message["stdin"] != "given":
+                fds.append(_own_input(fds[0], message["stdin"]))
+                fds[0], fds[-1] = fds[-1], fds[0]
             streams = (fds[0], fds[1], fds[2])
         limits: list[tuple[int, int]] = []
         if self._duties.process_limit is not None:
@@ -147,16 +165,19 @@ class _Supervisor:
             not message["quiet"],
         )
         try:
-            job = self._jobs.start(command)
+            job = self._pod.start(command, size) if self._pod else self._jobs.start(command)
         except OSError as error:
             if terminal >= 0:
                 os.close(terminal)
             raise OSError(f"no process can be started in the sandbox: {error.strerror}") from error
-        self._by_id[message["id"]], self._ids[job] = job, message["id"]
+        self._know(message["id"], job)
         if terminal >= 0:
             event = {"id": message["id"], "event": "terminal", "value": 0, "text": ""}
             self._send(event, [terminal])
             os.close(terminal)
+
+    def _know(self, request: int, job: Job) -> None:
+        self._by_id[request], self._ids[job] = job, request
 
     def _kill(self, message: wire.Message) -> None:
         job = self._by_id.get(message["job"])
@@ -187,13 +208,16 @@ class _Supervisor:
             raise OSError(f"no process can be started in the sandbox: {error.strerror}") from error
         finally:
             os.close(done_w)
-        self._helpers[done_r] = (message["id"], pid)
+        self._helpers[done_r] = (message["id"], pid, message["op"])
 
     def _helper_ended(self, fd: int) -> None:
-        request, _pid = self._helpers.pop(fd)
-        outcome = os.read(fd, 8192)
+        request, _pid, op = self._helpers.pop(fd)
+        said = os.read(fd, 8192)
         os.close(fd)
-        status, _, reason = outcome.partition(b" ")
+        if self._captures is not None and op in _CAPTURES:
+            self._captures.ended(op, request, outcome(said))
+            return
+        status, _, reason = said.partition(b" ")
         text = reason.decode("utf-8", "replace")
         if not status:
             status, text = b"%d" % FAILED, "the helper inside the sandbox was killed"
@@ -224,6 +248,18 @@ class _Supervisor:
             wire.send(self._control, message, fds or [])
         except ConnectionError:  # the engine is gone; the next poll says so
             return
+
+
+def _own_input(given: int, kind: str) -> int:
+    """Input that belongs to the inside: its null device, or a copy of the data."""
+    if kind == "null":
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    copy = os.memfd_create("stdin")
+    left = os.fstat(given).st_size
+    while left > 0:
+        left -= os.sendfile(copy, given, None, left) or left
+    os.lseek(copy, 0, os.SEEK_SET)
+    return copy
 
 
 def _helper(message: wire.Message, stream: int, done: int) -> NoReturn:
