@@ -16,7 +16,7 @@ LOCAL = ("--agent", "scripted", "-A", "path=walk.txt", "--task-id", "alpha")
 @pytest.fixture
 def walk(ramify: CommandLine) -> None:
     Path("walk.txt").write_text(
-        'echo $(basename "$(mktemp -u)") > drawn\necho two > two\necho alpha > answer.txt\n'
+        'echo $(basename "$(mktemp -u)") > drawn\necho two > two\necho 42 > answer.txt\n'
     )
 
 
