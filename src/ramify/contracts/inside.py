@@ -20,6 +20,10 @@ VERIFIER_LOGS_DIR = "/logs/verifier"
 ARTIFACTS_DIR = "/logs/artifacts"
 """Where an agent may leave what is to be kept of its work, besides what a task declares."""
 
+WORLD_FILE = "world.json"
+"""What a world answers at the end (`Environment.query`): kept under this name in the rollout's
+artifacts, and put below /tests for the verifier."""
+
 _MAPPED = (SOLUTION_DIR, TESTS_DIR, VERIFIER_LOGS_DIR)
 _SHELLS = "/bin/bash /usr/bin/bash /usr/local/bin/bash"
 

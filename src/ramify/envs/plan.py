@@ -190,11 +190,9 @@ async def plan_run(
     chosen = _choose(taskset, options)
     planned: dict[str, PlannedTask] = {}
     lacking: set[str] = set()
-    mode = options.rollout.skill_mode
     for given in chosen:
-        task = compose.hide_skills(given) if mode is SkillMode.NO_SKILL else given
-        task = compose.in_world(task, options.world)
-        check_agent(task, actor, mode)
+        task = _as_run(given, options)
+        check_agent(task, actor, options.rollout.skill_mode)
         check_verifiers(task, provider.name, can)
         wanted = compose.sandbox_spec(task, provider.name, can, options.image)
         spec, missing = compose.enforced(wanted, can)
@@ -245,6 +243,12 @@ async def plan_run(
     return RunPlan(
         job, record, path, planned, actor, model, provider, options, rewards, sorted(lacking)
     )
+
+
+def _as_run(task: Task, options: RunOptions) -> Task:
+    """The task without what this run hides of it, and in its world."""
+    hidden = options.rollout.skill_mode is SkillMode.NO_SKILL
+    return compose.in_world(compose.hide_skills(task) if hidden else task, options.world)
 
 
 def _model(agent: Agent, options: RunOptions, clock: Clock) -> Model | None:

@@ -22,6 +22,7 @@ from ramify.contracts.errors import (
     InfraError,
 )
 from ramify.contracts.events import CheckpointEvent, Phase, WorldEvent
+from ramify.contracts.inside import WORLD_FILE
 from ramify.contracts.reward import VerifyResult
 from ramify.contracts.tree import Fidelity, NodeStatus, Outcome, Step, StepKind
 from ramify.kernel.cut import Cut, Standing, World, revive, take_cut, until_healthy
@@ -333,6 +334,13 @@ class Limb:
         now = self.ctx.clock.now()
         self.ctx.observer.emit(WorldEvent(self.ctx.rollout_id, now, node, place))
 
+    async def _ask(self, world: World, ctx: Context) -> None:
+        """Keep what the world answers, for the verifier. Raises EnvironmentFailed (it is dead)."""
+        state = await world.environment.query() if world.environment is not None else {}
+        if state:
+            path = ctx.artifacts / WORLD_FILE
+            await asyncio.to_thread(_write, path, msgspec.json.encode(state))
+
     # Ending
 
     def _at(self, stage: Stage) -> Context:
@@ -349,6 +357,7 @@ class Limb:
         ctx = self._at(stage)
         async with self.phases.during(Phase.VERIFY):
             await self._write_down(world)
+            await self._ask(world, ctx)
             if plan.collect is not None:
                 await plan.collect(ctx)
             node = self.recorder.tree.node(self.recorder.current)

@@ -18,7 +18,7 @@ from ramify.contracts.errors import (
     TransferLimitError,
     UnsupportedError,
 )
-from ramify.contracts.inside import TESTS_DIR, VERIFIER_LOGS_DIR, shell_line
+from ramify.contracts.inside import TESTS_DIR, VERIFIER_LOGS_DIR, WORLD_FILE, shell_line
 from ramify.contracts.reward import RewardEvent, VerifyResult
 from ramify.contracts.sandbox import MIB, ExecResult, Sandbox, TransferLimits
 from ramify.contracts.task import IsolationLevel, TaskPackage
@@ -57,7 +57,8 @@ class ScriptVerifier:
     system; at `live` the agent's sandbox as it stands. A task with a separate verifier gets that,
     which is the level `outputs`, whatever `level` says. In all of them /tests and /logs/verifier
     are emptied first, so what an agent planted there is gone, and the reward is parsed on our
-    side. Everything said is kept below `verifier/` in the rollout's artifacts.
+    side. What the task's world answered at the end lies there as /tests/world.json. Everything said
+    is kept below `verifier/` in the rollout's artifacts.
 
     An InvalidRewardError stands only if the tests work at all: they are run once per task on an
     untouched workspace, and where they are invalid there for the same reason the fault is the
@@ -200,6 +201,9 @@ class _Run:
             )
         if tests is not None:
             await self.sandbox.upload(tests, TESTS_DIR, clear=True)
+        state = self.ctx.artifacts / WORLD_FILE
+        if state.is_file() and not (tests is not None and (tests / WORLD_FILE).exists()):
+            await self.sandbox.upload(state, f"{TESTS_DIR}/{WORLD_FILE}")
 
     async def _run(self, tests: Path | None) -> ExecResult:
         settings = self.package.verifier
