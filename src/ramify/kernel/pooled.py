@@ -1,10 +1,14 @@
 """Weighted estimators of a state's value: by leaves, and by how well each child is known.
 
 BLUE (best linear unbiased estimator) weighs a child by 1 / (tau^2 + SE_c^2), where tau^2 is the
-variance between children's true values, by the method of moments (DerSimonian and Laird 1986; the
-general form is DerSimonian and Kacker 2007). A child with one leaf knows no SE_c of its own: it
-gets the variance of a single rollout that its siblings' subtrees show. Where none shows any, all
+variance between children's true values, by the method of moments (DerSimonian and Laird 1986; with
+equal weights as in DerSimonian and Kacker 2007). A child with a single leaf knows no SE_c of its
+own. Two or more of those show tau^2 and the variance of a rollout together, by their spread; one
+gets the variance of a rollout that its siblings' subtrees show. Where no subtree shows any, all
 children count the same, and BLUE is the child mean.
+
+This is what makes continuations of a later state serve the earlier ones on its path, as far as
+little is decided between them.
 """
 
 from __future__ import annotations
@@ -52,31 +56,45 @@ def leaf_weights(children: Sequence[Pool]) -> Pool:
 
 def blue_weights(children: Sequence[Pool]) -> Pool:
     """Pool children by how well each is known."""
-    leaves = sum(child.leaves for child in children)
     if len(children) == 1:
         return children[0]  # seen from above, a chain is the state it leads to
-    known = [c for c in children if c.rollout is not None and c.variance is not None]
+    single = [c for c in children if c.variance is None or c.rollout is None]
+    known = [c for c in children if c.variance is not None and c.rollout is not None]
     if not known:
-        mean, variance = _weighted(children, [1] * len(children))
-        assert variance is not None
-        return Pool(mean, variance, variance * len(children), leaves)
+        return _alike(children)
     rollout = _mean([c.rollout for c in known])
-    within = [rollout if c.variance is None else c.variance for c in children]
-    tau2 = _between([c.value for c in children], within)
-    totals = [tau2 + variance for variance in within]
+    if len(single) > 1:  # their spread is the whole variance of a rollout
+        alone = _spread([c.value for c in single])
+        between = max(alone - rollout, alone * 0)
+    else:
+        within = [c.variance for c in known] + [rollout] * len(single)
+        spread = _spread([c.value for c in children])
+        between = max(spread - _mean(within), spread * 0)
+        alone = between + rollout
+    totals = [
+        alone if c.variance is None or c.rollout is None else between + c.variance for c in children
+    ]
     if not all(totals):
-        mean, variance = _weighted(children, [1] * len(children))
-        return Pool(mean, variance, tau2 + rollout, leaves)
+        return _alike(children)
     weights = [1 / total for total in totals]
     mean, _ = _weighted(children, weights)
-    return Pool(mean, 1 / sum(weights), tau2 + rollout, leaves)
+    if len(single) > 1:  # nearer the truth around the better mean
+        alone = _mean([(c.value - mean) ** 2 for c in single])
+    return Pool(mean, 1 / sum(weights), alone, sum(child.leaves for child in children))
 
 
-def _between(values: Sequence[Number], within: Sequence[Number]) -> Number:
-    """tau^2 by the method of moments with equal weights: S^2 less the mean variance within."""
-    mean, count = _mean(values), len(values)
-    spread = sum((x - mean) ** 2 for x in values) / (count - 1)
-    return max(spread - _mean(within), spread * 0)
+def _alike(children: Sequence[Pool]) -> Pool:
+    """Every child counts the same."""
+    mean, variance = _weighted(children, [1] * len(children))
+    assert variance is not None
+    leaves = sum(child.leaves for child in children)
+    return Pool(mean, variance, variance * len(children), leaves)
+
+
+def _spread(values: Sequence[Number]) -> Number:
+    """The sample's variance."""
+    mean = _mean(values)
+    return sum((x - mean) ** 2 for x in values) / (len(values) - 1)
 
 
 def _weighted(children: Sequence[Pool], weights: Sequence[Number]) -> tuple[Number, Number | None]:
