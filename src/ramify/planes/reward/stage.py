@@ -247,6 +247,7 @@ def _verifier_spec(
         limits=msgspec.structs.replace(base.limits, **dict.fromkeys(lacking)),
         network=sandbox.spec.network if can.isolation == "none" else network,
         lockdown=can.lockdown,
+        live=False,
         labels=sandbox.spec.labels,
     )
 
