@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -232,6 +234,44 @@ async def test_deep_chains_are_flattened(
     for image in chain[1:]:
         found = await client.call("GET", "/images/json", "list", query={"all": "1"})
         assert image.id not in {one["Id"] for one in found}
+
+
+DYING = """
+import asyncio, os, sys
+from pathlib import Path
+from ramify.contracts.sandbox import SandboxSpec
+from ramify.planes.sandbox.docker import DockerProvider, images
+
+async def die(*_):
+    os.kill(os.getpid(), 9)
+
+async def main():
+    images._MOST_LAYERS = 0
+    images.Images._forget_flat = die
+    provider = DockerProvider(Path(sys.argv[1]))
+    box = await provider.create(SandboxSpec(image=sys.argv[2]))
+    print(box.id, flush=True)
+    await box.freeze()
+
+asyncio.run(main())
+"""
+
+
+async def test_what_is_left_of_a_flattening_is_swept(
+    docker: DockerProvider, docker_spec: SandboxSpec, client: EngineClient, tmp_path: Path
+) -> None:
+    engine = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", DYING, str(tmp_path), str(docker_spec.image),
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    output, _errors = await engine.communicate()
+    name = output.decode().strip()
+    kept = {f"ramify/frozen:{name}", f"ramify/frozen:{name}-flat"}
+    assert kept <= await frozen_names(client)
+    await docker.sweep()
+    assert not kept & await frozen_names(client)
+    left = await client.call("GET", "/containers/json", "list", query={"all": "1"})
+    assert not [one for one in left if f"/{name}-flat" in one["Names"]]
 
 
 @pytest.mark.proof
