@@ -191,8 +191,7 @@ async def plan_run(
     planned: dict[str, PlannedTask] = {}
     lacking: set[str] = set()
     for given in chosen:
-        task = _as_run(given, options)
-        check_agent(task, actor, options.rollout.skill_mode)
+        task = _as_run(given, actor, options)
         check_verifiers(task, provider.name, can)
         wanted = compose.sandbox_spec(task, provider.name, can, options.image)
         spec, missing = compose.enforced(wanted, can)
@@ -245,10 +244,13 @@ async def plan_run(
     )
 
 
-def _as_run(task: Task, options: RunOptions) -> Task:
-    """The task without what this run hides of it, and in its world."""
-    hidden = options.rollout.skill_mode is SkillMode.NO_SKILL
-    return compose.in_world(compose.hide_skills(task) if hidden else task, options.world)
+def _as_run(task: Task, agent: Agent, options: RunOptions) -> Task:
+    """The task without what this run hides of it, in its world, and fit for the agent."""
+    mode = options.rollout.skill_mode
+    task = compose.hide_skills(task) if mode is SkillMode.NO_SKILL else task
+    task = compose.in_world(task, options.world)
+    check_agent(task, agent, mode)
+    return task
 
 
 def _model(agent: Agent, options: RunOptions, clock: Clock) -> Model | None:
