@@ -61,7 +61,7 @@ class PostgresDriver:
     beside the live one, and takes its place by renaming; then connections to the old one end,
     and services have to connect again. In both cases the live database is unchanged
     where something fails. Statistics and the physical order of rows are not state, materialized
-    views are refreshed, and the data of extensions is as their installation makes it.
+    views are refreshed afterwards, and the data of extensions is as their installation makes it.
     """
 
     def __init__(self, hands: Hands, url: str | None) -> None:
@@ -157,18 +157,18 @@ class PostgresDriver:
 
     async def _refill(self, name: str, dump: str, work: str) -> None:
         """Replace the content of a database whose schema is right, in one transaction."""
-        parts = [f"{work}/{kind}.sql" for kind in ("emptied", "data", "refreshed")]
-        for path, text in ((parts[0], sql.EMPTIED), (parts[2], sql.REFRESHED)):
-            await self._hands.run(f"cat > {inside(path)}", "write", stdin=text.encode())
+        emptied, data = inside(f"{work}/emptied.sql"), inside(f"{work}/data.sql")
+        await self._hands.run(f"cat > {emptied}", "write", stdin=sql.EMPTIED.encode())
         await self._shell(
-            f"pg_restore --data-only --file={inside(parts[1])} {inside(dump)}", "unpack the rows"
+            f"pg_restore --data-only --single-transaction --file={data} {inside(dump)}",
+            "unpack the rows",
         )
-        files = " ".join(f"-f {inside(path)}" for path in parts)
-        line = f"psql -X -q -At -1 -v ON_ERROR_STOP=1 -d {_db(name)} {files}"
+        line = f"psql -X -q -At -v ON_ERROR_STOP=1 -d {_db(name)} -f {emptied} -f {data}"
         started = time.monotonic()
         while True:
             result = await self._ask(line)
             if result.ok:
+                await self._sql(sql.REFRESHED, name)
                 return
             said = tail(result)
             waited = time.monotonic() - started

@@ -50,16 +50,21 @@ SELECT format(
   'sequence', quote_ident(n.nspname) || '.' || quote_ident(c.relname), n.nspname, c.relname)
 FROM {_RELATIONS} AND c.relkind = 'S' ORDER BY n.nspname, c.relname
 \gexec
-SELECT 'COPY (SELECT ''large object'', loid::text, encode(sha256(string_agg(data, ''''::bytea '
-  || 'ORDER BY pageno)), ''hex'') FROM pg_largeobject GROUP BY loid) TO STDOUT'
+SELECT $q$COPY (SELECT 'large object', m.oid::text,
+    pg_get_userbyid(m.lomowner) || ' ' || coalesce(m.lomacl::text, '-') || ' ' || encode(sha256(
+      coalesce(string_agg(l.data, ''::bytea ORDER BY l.pageno), '')), 'hex')
+  FROM pg_largeobject_metadata m LEFT JOIN pg_largeobject l ON l.loid = m.oid
+  GROUP BY m.oid, m.lomowner, m.lomacl) TO STDOUT$q$
 WHERE current_setting('is_superuser') = 'on'
 \gexec
 COMMIT;
 """
 
 # Locks are waited for, briefly, so that a writer in the middle of a transaction is not cut off and
-# a deadlock cannot last; triggers and foreign keys sleep while rows are put back.
+# a deadlock cannot last; triggers and foreign keys sleep while rows are put back. The transaction
+# ends with the rows that follow, which `pg_restore --single-transaction` closes with COMMIT.
 EMPTIED = rf"""
+BEGIN;
 SET lock_timeout = '2s';
 SET session_replication_role = replica;
 SELECT format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE',
@@ -77,10 +82,11 @@ SELECT format('SELECT lo_unlink(%s)', oid) FROM pg_largeobject_metadata
 """
 
 REFRESHED = rf"""
-RESET search_path;
+BEGIN;
 SELECT format('REFRESH MATERIALIZED VIEW %I.%I', n.nspname, c.relname)
 FROM {_RELATIONS} AND c.relkind = 'm' AND c.relispopulated ORDER BY c.oid
 \gexec
+COMMIT;
 """
 
 END_TRANSACTIONS = """
