@@ -8,19 +8,20 @@ VENV ?= .venv
 SANDBOX ?= local
 AGENT ?= oracle
 BIN := $(VENV)/bin
+export RAMIFY_CRIU ?= $(CURDIR)/$(VENV)/criu
 
-.PHONY: run test proof bench check format images clean
+.PHONY: run test proof bench check format images criu clean
 
 run: $(VENV)/.installed
 	$(BIN)/ramify run examples/tasks --agent $(AGENT) --sandbox $(SANDBOX)
 
-test: check images
+test: check images criu
 	$(BIN)/python -m pytest
 
-proof: $(VENV)/.dev images
+proof: $(VENV)/.dev images criu
 	$(BIN)/python -m pytest -m proof --timeout 3600 -s
 
-bench: $(VENV)/.installed images
+bench: $(VENV)/.installed images criu
 	for each in benchmarks/*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
 
 check: $(VENV)/.dev
@@ -36,6 +37,10 @@ format: $(VENV)/.dev
 images:
 	@if docker version >/dev/null 2>&1; then dev/base-images; \
 	else echo "no Docker engine: tests that need one will be skipped"; fi
+
+# Live checkpoints need CRIU; without it those tests are skipped and say so.
+criu: $(VENV)/.installed
+	@dev/criu $(RAMIFY_CRIU) || echo "no CRIU: tests of live checkpoints will be skipped"
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Ramify needs Python 3.11 to 3.13, not %d.%d; say which with PYTHON=python3.12" % v)'

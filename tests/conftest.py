@@ -23,6 +23,8 @@ def ramify_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home of its own, so that tests neither read nor leave anything in the user's."""
     home = tmp_path_factory.mktemp("ramify-home")
     os.environ["RAMIFY_HOME"] = str(home)
+    if (criu := Path(__file__).parent.parent / ".venv" / "criu").is_dir():
+        os.environ.setdefault("RAMIFY_CRIU", str(criu))  # where `make criu` puts it
     return home
 
 
@@ -57,6 +59,32 @@ def namespaces_problem(ramify_home: Path) -> str | None:
     return _probe(LocalProvider)
 
 
+@pytest.fixture(scope="session")
+def live_problem(namespaces_problem: str | None) -> str | None:
+    """Why processes cannot be captured, asked once."""
+    from ramify.contracts.errors import UnsupportedError
+    from ramify.contracts.sandbox import SandboxSpec
+    from ramify.planes.sandbox.local import LocalProvider
+
+    async def ask() -> str | None:
+        provider = LocalProvider()
+        try:
+            await provider.prepare(SandboxSpec(host_root=True, live=True))
+        except UnsupportedError as error:
+            return str(error)
+        finally:
+            await provider.aclose()
+        return None
+
+    return namespaces_problem or asyncio.run(ask())
+
+
+@pytest.fixture
+def live_available(live_problem: str | None) -> None:
+    """Skip (or, on CI, fail) where processes cannot be captured."""
+    _need("live checkpoints", live_problem)
+
+
 @pytest.fixture
 def docker_available(docker_problem: str | None) -> None:
     """Skip (or, on CI, fail) where there is no Docker engine."""
@@ -71,8 +99,8 @@ def namespaces_available(namespaces_problem: str | None) -> None:
 
 @pytest.fixture(autouse=True)
 def _marked_parts(request: pytest.FixtureRequest) -> None:
-    """`@pytest.mark.docker` and `@pytest.mark.namespaces` ask for their part by themselves."""
-    for mark in ("docker", "namespaces"):
+    """`@pytest.mark.docker`, `namespaces` and `live` ask for their part by themselves."""
+    for mark in ("docker", "namespaces", "live"):
         if request.node.get_closest_marker(mark):
             request.getfixturevalue(f"{mark}_available")
 

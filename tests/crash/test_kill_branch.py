@@ -64,13 +64,13 @@ def schedule(sandbox: str, tmp_path: Path, points: int, seed: int, own: Witness)
         assert kept_on_disk(own.home) == at_rest, f"layers leaked by {what}"
 
 
-@pytest.mark.namespaces
+@pytest.mark.live
 def test_kills_inside_branches_on_local(tmp_path: Path, witness: Witness) -> None:
     schedule("local", tmp_path, 5, 4, witness)
 
 
 @pytest.mark.proof
-@pytest.mark.namespaces
+@pytest.mark.live
 def test_a_hundred_kills_inside_branches_on_local(tmp_path: Path, witness: Witness) -> None:
     schedule("local", tmp_path, 100, 5, witness)
     print("\n100 kills inside branches on local: nothing half done, lost, repeated or left over")

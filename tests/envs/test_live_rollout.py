@@ -128,3 +128,18 @@ async def test_what_runs_in_the_background_is_not_lost_without_a_word(tmp_path: 
         with pytest.raises(UnsupportedError, match="sleep 1234"):
             await root.branch(2)
         assert "sleep" in await say(root, "cat /proc/[0-9]*/comm"), "it goes on"
+
+
+@pytest.mark.live
+async def test_what_runs_goes_on_in_every_child(tmp_path: Path) -> None:
+    count = "i=0; while :; do i=$((i+1)); echo $i > ticks; sleep 0.02; done"
+    options = ramify.RunOptions(out=tmp_path / "job")
+    async with ramify.open_rollout(TASK, agent="nop", options=options) as root:
+        await say(root, f"(setsid sh -c '{count}' >/dev/null 2>&1 &); sleep 0.3")
+        cut = await root.checkpoint()
+        assert cut.image.live
+        seen = int(await say(root, "cat ticks"))
+        for child in await root.branch(3):
+            now = int(await say(child, "cat ticks"))
+            await say(child, "sleep 0.2")
+            assert seen - 20 < now < int(await say(child, "cat ticks")), "it goes on from there"
