@@ -30,7 +30,7 @@ for line in sys.stdin:
     except sqlite3.Error as error:
         print("error", error, flush=True)
 """
-"""Writes each number it is given to a SQLite database that it keeps open, and says what is in it."""
+"""Writes each number that it is given to a SQLite database; says what is in it then."""
 
 
 async def live_provider(problem: str | None) -> AsyncIterator[LocalProvider | None]:

@@ -84,8 +84,10 @@ async def test_the_parent_is_spent(provider: LocalProvider) -> None:
 
 async def test_a_shell_on_a_terminal_keeps_its_variables(provider: LocalProvider) -> None:
     sandbox = await provider.create(LIVE)
-    shell = await sandbox.spawn(["/bin/bash", "--norc"], env={"PS1": "$ "}, pty=PtySize(30, 90))
-    await shell.write(b"stty -echo; kept=$RANDOM; echo is:$kept\n")
+    shell = await sandbox.spawn(
+        ["/bin/bash", "--norc"], env={"PS1": "$ ", "TERM": "dumb"}, pty=PtySize(30, 90)
+    )
+    await shell.write(b"stty -echo; kept=$RANDOM; echo i''s:$kept\n")
     seen = b""
     while b"is:" not in seen or not seen.endswith(b"$ "):
         seen += await shell.read()
@@ -107,16 +109,19 @@ async def test_a_shell_on_a_terminal_keeps_its_variables(provider: LocalProvider
 
 async def test_bytes_in_pipes_arrive_exactly_once(provider: LocalProvider) -> None:
     code = """
-import sys, time
-print("first", flush=True)
-sys.stdout.write("x" * 30000 + "\\n"); sys.stdout.flush()
+import os, sys, time
+os.write(1, b"first\\n")
+sys.stdin.readline()
+os.write(1, b"x" * 30000 + b"\\n")
 time.sleep(1)
 while (line := sys.stdin.readline()):
     print(len(line), flush=True)
 """
     sandbox = await provider.create(LIVE)
     process = await sandbox.spawn(python(code))
-    assert await process.read(6) == b"first\n"
+    assert (await lines(process))[0] == "first"
+    await process.write(b"\n")
+    await asyncio.sleep(0.3)
     await process.write(b"y" * 20000 + b"\n" + b"z" * 20000 + b"\n")
     image = await captured(sandbox)
     async with children(provider, image, 3) as copies:

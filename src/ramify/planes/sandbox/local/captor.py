@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ramify.planes.sandbox.local.sessions import mend_sessions
 from ramify.planes.sandbox.processes import descendants, process_table, send_signal
 
 LOADER = "ld-linux-x86-64.so.2"
@@ -26,6 +27,7 @@ FACTS = "facts.json"
 
 _CRIU_FD, _IMAGES_FD, _WORK_FD, _CACHE_FD, _FIRST_FD = 100, 101, 102, 103, 104
 _GHOST_LIMIT = 1 << 30
+_NOISE = "RLIMIT_NOFILE for self"  # it does without
 _LAST_PID = "/proc/sys/kernel/ns_last_pid"
 _COMMON = (
     "--unprivileged",
@@ -76,6 +78,7 @@ def dump(places: Places, pod: int, upper: int, uppers: Sequence[Upper]) -> str:
     code = _criu(places, arguments, [])
     if code:
         return _reason(places.work, "dump.log", code)
+    mend_sessions(places.images)
     tree = [pod, *descendants([pod])]
     facts = {
         "pod": pod,
@@ -140,7 +143,7 @@ def _become_criu(places: Places, arguments: Sequence[str], extra: Sequence[int])
     wanted |= {_WORK_FD: places.work, _CACHE_FD: places.cache}
     wanted |= {_FIRST_FD + number: fd for number, fd in enumerate(extra)}
     first_free = _FIRST_FD + len(extra)
-    high = {}
+    high: dict[int, int] = {}
     for target, fd in wanted.items():  # out of the way of the targets first
         high[target] = _dup_above(fd, first_free)
     for target, fd in high.items():
@@ -174,7 +177,7 @@ def _reason(work: int, log: str, code: int) -> str:
                 lines = file.read().splitlines()
         except OSError:  # it did not get that far
             continue
-        errors = [line for line in lines if "Error" in line]
+        errors = [line for line in lines if "Error" in line and _NOISE not in line]
         found = [re.sub(r"^.*?Error \([^)]*\): *", "", line) for line in errors] or lines[-2:]
         if found:
             break

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ramify.contracts.config import ramify_home
 from ramify.planes.sandbox.local.captor import LOADER
 
-_LEAST = (4, 1)
+_LEAST, _LEAST_SINCE_6_16 = (4, 1), (4, 2)  # that kernel refuses a question that 4.1 asks sockets
 _REMEDY = "run dev/criu (it unpacks CRIU from Debian's packages; nothing is installed)"
 _PRELOAD = b"/etc/ld.so.preload"
 
@@ -48,6 +48,9 @@ def version_problem(place: Path) -> str:
     found = re.search(r"Version: *(\d+)\.(\d+)", said)
     if found is None:
         return f"{place / 'criu'} does not run: {said.strip()[-200:]}"
-    if (int(found[1]), int(found[2])) < _LEAST:
-        return f"CRIU {found[1]}.{found[2]} in {place} is too old, 4.1 is needed: {_REMEDY}"
+    kernel = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
+    least = _LEAST_SINCE_6_16 if kernel >= (6, 16) else _LEAST
+    if (int(found[1]), int(found[2])) < least:
+        needed = ".".join(map(str, least))
+        return f"CRIU {found[1]}.{found[2]} in {place} is too old, {needed} is needed: {_REMEDY}"
     return ""
