@@ -67,7 +67,8 @@ class Desk:
     log lives in this process alone; `/_log` reads it. A POST to `/_hold` gives this state of the
     process, and requests wait from then on, so that none is lost while the service is stopped and
     its files are captured; `/_state` gives the same and goes on, as does the end of ten seconds.
-    A POST of it to `/_state` puts it back, beside a database with as many changes only.
+    A POST of it to `/_state` puts it back, beside a database with as many changes only. A POST to
+    `/_note` is a line in the log and nothing else.
     """
 
     def __init__(
@@ -177,6 +178,9 @@ class Desk:
                     self._restore(request.raw)
                     self._hold(0.0)
                     return Reply({"restored": len(self._log)})
+                case "POST", "/_note":
+                    self._note("desk.note", request, 200, "")
+                    return Reply({"entries": len(self._log)})
                 case "POST", "/_hold":
                     self._hold(_HOLD_SEC)
                     return Reply(self._state())
