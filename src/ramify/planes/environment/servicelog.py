@@ -32,7 +32,7 @@ class ServiceLog:
         self._tail += data
         if len(self._tail) > 2 * _TAIL_BYTES:
             del self._tail[:-_TAIL_BYTES]
-        if self._room > 0:
+        if self._room >= 0:
             self._file.write(data[: self._room])
             if len(data) > self._room:
                 self._file.write(_LEFT_OUT)
