@@ -78,6 +78,9 @@ async def test_a_checkpoint_of_an_unchanged_place_is_the_same(tmp_path: Path) ->
     async with ramify.open_rollout(TASK, agent="nop", options=options) as root:
         first = await root.checkpoint()
         assert await root.checkpoint() is first
+        await say(root, "echo by hand > shared")
+        (child,) = await root.branch(1)
+        assert await say(child, "cat shared") == "by hand"
 
 
 async def test_one_task_with_one_step_is_driven_by_hand(tmp_path: Path) -> None:
@@ -132,7 +135,7 @@ async def test_what_runs_in_the_background_is_not_lost_without_a_word(tmp_path: 
 
 @pytest.mark.live
 async def test_what_runs_goes_on_in_every_child(tmp_path: Path) -> None:
-    count = "i=0; while :; do i=$((i+1)); echo $i > ticks; sleep 0.02; done"
+    count = "i=0; while :; do i=$((i+1)); echo $i > new; mv new ticks; sleep 0.02; done"
     options = ramify.RunOptions(out=tmp_path / "job")
     async with ramify.open_rollout(TASK, agent="nop", options=options) as root:
         await say(root, f"(setsid sh -c '{count}' >/dev/null 2>&1 &); sleep 0.3")

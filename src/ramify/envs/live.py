@@ -53,6 +53,7 @@ class LiveRollout:
 
     async def sandbox(self) -> Sandbox:
         """The sandbox of this path, to look into it or to work in it."""
+        self._limb.touched = True
         return (await self._limb.alive()).sandbox
 
     async def prompt(self, text: str | None = None) -> None:

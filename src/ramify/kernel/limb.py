@@ -88,6 +88,7 @@ class Limb:
         origin: the checkpoint that the world is, or was last, made from.
         standing: how far it has come.
         verdict, verified: how it ended.
+        touched: somebody worked in the sandbox besides the agent, so it is not as it was cut.
     """
 
     grove: Grove
@@ -99,6 +100,7 @@ class Limb:
     standing: Standing = Standing()
     verdict: Verdict | None = None
     verified: VerifyResult | None = None
+    touched: bool = False
     _asked: asyncio.Future[Fork | Keep] | None = None
     _turn: asyncio.Task[StopReason] | None = None
     _decided: int = -1
@@ -253,13 +255,13 @@ class Limb:
     async def cut(self) -> Cut:
         """A checkpoint of this path as it stands; a new world is made from it when one is needed.
 
-        Where no step was taken since the last one, that one is the checkpoint.
+        Where nothing was done since the last one, that one is the checkpoint.
 
         Raises: UnsupportedError (it cannot be had at the fidelity that is asked for; the path goes
         on), SandboxError, EnvironmentFailed.
         """
         here = self.recorder.current
-        if self.origin is not None and self.origin.node == here:
+        if self.origin is not None and self.origin.node == here and not self.touched:
             return self.origin
         world = await self.alive()
         async with self.phases.during(Phase.BRANCH):
@@ -268,6 +270,7 @@ class Limb:
             plan = self.grove.plan
             self.origin = cut = await take_cut(world, here, self.standing, plan.fidelity)
             self.grove.cuts.append(cut)
+            self.touched = False
             cost = self.ctx.clock.monotonic() - start
             self.recorder.checkpoint(
                 CheckpointEvent(
