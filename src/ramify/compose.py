@@ -66,6 +66,7 @@ TABLE: Mapping[str, Mapping[str, str]] = {
     },
     "exporters": {
         "verifiers": "ramify.edges.outbound.verifiers:export_verifiers",
+        "tree": "ramify.edges.outbound.tree:export_trees",
     },
     "tasksets": {
         "directory": "ramify.tasks.taskset:load_taskset",

@@ -14,7 +14,7 @@ from chat_scripts import SCRIPTS, SOLVED
 
 from ramify.contracts.config import RolloutConfig
 from ramify.contracts.events import LogEvent
-from ramify.edges.outbound.verifiers import read_messages
+from ramify.edges.outbound.records import read_messages
 from ramify.engine.reading import read_events, read_results
 from ramify.envs.plan import RunOptions
 from ramify.envs.run import run

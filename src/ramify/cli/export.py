@@ -13,6 +13,8 @@ import msgspec
 
 from ramify import compose
 from ramify.cli.options import job_argument
+from ramify.kernel.schemes import SCHEMES
+from ramify.kernel.weights import WeightScheme
 
 
 @click.command("export")
@@ -22,14 +24,38 @@ from ramify.cli.options import job_argument
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Where to write (default: standard output).")  # fmt: skip
 @click.option("--scored-only", is_flag=True, help="Leave out what was never scored.")
+@click.option("--weights", type=click.Choice([each.value for each in WeightScheme]),
+              help="Weigh tokens that records share, so that none counts twice.")  # fmt: skip
+@click.option("--advantage", type=click.Choice(SCHEMES), metavar="SCHEME",
+              help=f"Advantages within each task: {', '.join(SCHEMES)}.")  # fmt: skip
+@click.option("--minimum", type=float, metavar="REWARD",
+              help="What an invalid leaf of several counts as (default: 0).")  # fmt: skip
 @click.option("--check", is_flag=True, help="Read every record back and compare its messages.")
 @click.option("--json", "as_json", is_flag=True, help="Print the number of records as JSON.")
 def command(
-    job: Path, name: str, output: Path | None, scored_only: bool, check: bool, as_json: bool
+    job: Path,
+    name: str,
+    output: Path | None,
+    scored_only: bool,
+    weights: str | None,
+    advantage: str | None,
+    minimum: float | None,
+    check: bool,
+    as_json: bool,
 ) -> None:
-    """Write the trajectories of RUN as JSON Lines, one record per root-to-leaf path."""
-    # An exporter of another package may not know `check`: it is not asked for unless it is wanted.
-    options = {"scored_only": scored_only, **({"check": True} if check else {})}
+    """Write the trajectories of RUN as JSON Lines.
+
+    The format `verifiers` has one record per root-to-leaf path, `tree` one per rollout.
+    """
+    # An exporter of another package may not know these: they are named only where they are wanted.
+    wanted = {
+        "check": check or None,
+        "weights": weights,
+        "advantage": advantage,
+        "minimum": minimum,
+    }
+    options: dict[str, Any] = {key: value for key, value in wanted.items() if value is not None}
+    options["scored_only"] = scored_only
     records: Iterable[dict[str, Any]] = compose.exporter(name)(job, **options)
     count = 0
     with ExitStack() as stack:

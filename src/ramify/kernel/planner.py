@@ -211,7 +211,9 @@ def _follow(pilot: Pilot, children: Sequence[Sequence[int]], node: int) -> tuple
     sampled = pilot.values.sampled
     while True:
         draws = [child for child in children[node] if sampled[child]]
-        if len(draws) == 1:
+        options = pilot.values.options.get(node, {})
+        if len(draws) == 1 or len(options) == 1:
+            draws = draws or list(options)
             node = draws[0]
             cost += pilot.costs.get(node, 0.0)
             continue

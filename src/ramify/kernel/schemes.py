@@ -42,6 +42,22 @@ class Credit:
             found.append(known)
         return found[-2::-1]
 
+    def by_node(self, values: Values) -> Advantages:
+        """One advantage for each edge: of a scheme that credits paths, the mean over ends below."""
+        if self.edges:
+            return self.edges
+        sums: list[Number] = [0] * len(values)
+        counts = [0] * len(values)
+        for node in range(len(values) - 1, -1, -1):
+            own = self.ends.get(node)
+            if own is not None:
+                sums[node] += own
+                counts[node] += 1
+            if node:
+                sums[values.outline.parents[node]] += sums[node]
+                counts[values.outline.parents[node]] += counts[node]
+        return [total / n if n else None for total, n in zip(sums, counts, strict=True)]
+
 
 _EdgeRule = Callable[[Sequence[Values]], list[Advantages]]
 
