@@ -28,6 +28,7 @@ FACTS = "facts.json"
 _CRIU_FD, _IMAGES_FD, _WORK_FD, _CACHE_FD, _FIRST_FD = 100, 101, 102, 103, 104
 _GHOST_LIMIT = 1 << 30
 _NOISE = "RLIMIT_NOFILE for self"  # it does without
+_KNOWN_KINDS = ("eventfd", "eventpoll", "signalfd", "timerfd", "inotify", "fanotify", "pidfd")
 _LAST_PID = "/proc/sys/kernel/ns_last_pid"
 _COMMON = (
     "--unprivileged",
@@ -169,7 +170,7 @@ def _dup_above(fd: int, lowest: int) -> int:
 
 
 def _reason(work: int, log: str, code: int) -> str:
-    """Why CRIU failed, from its log, in one line."""
+    """Why CRIU failed, in one line: the process that it names, and its own words."""
     found: list[str] = []
     for name in (log, "stderr.log"):
         try:
@@ -182,7 +183,22 @@ def _reason(work: int, log: str, code: int) -> str:
         if found:
             break
     text = "; ".join(dict.fromkeys(line.strip() for line in found[:4]))
-    return text or f"criu ended with code {code}"
+    named = re.search(r"\(pid: (\d+)\)", text) if log == "dump.log" else None
+    culprit = _describe(int(named[1])) if named else ""
+    return culprit + (text or f"criu ended with code {code}")
+
+
+def _describe(pid: int) -> str:
+    """A process that cannot be dumped, and what it holds that may be why."""
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            name = file.read().strip()
+        links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:  # it has ended meanwhile
+        return f"process {pid}: "
+    kinds = sorted({link.partition(":")[2].strip("[]") for link in links if "anon_inode:" in link})
+    odd = [kind for kind in kinds if kind not in _KNOWN_KINDS]
+    return f"process {pid} ({name})" + (f" holds {', '.join(odd)}: " if odd else ": ")
 
 
 # What CRIU does not keep

@@ -146,14 +146,28 @@ def bind_read_only(source: str, target: str) -> None:
 def mount_overlay(
     target: str, lowers: Sequence[str], upper: str, work: str, options: Sequence[str], flags: int
 ) -> None:
-    """Mount an overlay. Names must hold neither comma nor colon (relative names do not).
+    """Mount an overlay. Paths are absolute, and must hold neither comma nor colon.
 
-    mount(2) takes 4095 bytes of options; a taller stack goes through the newer calls.
+    mount(2) takes 4095 bytes of options. Where a tall stack needs more, its layers are named from
+    the directory that they have in common; a still taller one goes through the newer calls, which
+    can take layers one by one since Linux 6.7.
     """
-    data = ",".join([f"lowerdir={':'.join(lowers)}", f"upperdir={upper}", f"workdir={work}"])
-    data = ",".join([data, *options])
-    if len(os.fsencode(data)) < 4000:
+    rest = [f"upperdir={upper}", f"workdir={work}", *options]
+    data = ",".join([f"lowerdir={':'.join(lowers)}", *rest])
+    if _fits(data):
         mount("overlay", target, "overlay", flags, data)
+        return
+    place = os.path.commonpath(lowers[:2])
+    near = [lower.removeprefix(place + "/") for lower in lowers]
+    data = ",".join([f"lowerdir={':'.join(near)}", *rest])
+    if _fits(data):
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.chdir(place)
+            mount("overlay", target, "overlay", flags, data)
+        finally:
+            os.fchdir(here)
+            os.close(here)
         return
     context = _syscall("fsopen", _FSOPEN, b"overlay", 1)
     try:
@@ -170,6 +184,10 @@ def mount_overlay(
             os.close(tree)
     finally:
         os.close(context)
+
+
+def _fits(data: str) -> bool:
+    return len(os.fsencode(data)) < 4000
 
 
 def _fsconfig(context: int, key: str, value: str | None) -> None:
