@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 from packaging.requirements import Requirement
@@ -96,12 +97,17 @@ async def image(provider: LocalProvider, tmp_path_factory) -> AsyncIterator[Sand
         await sandbox.teardown()
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def sandbox(provider: LocalProvider, image: SandboxImage | str):
+def usable(image: SandboxImage | str) -> SandboxImage:
+    """The image; skips the test where there is none."""
     if isinstance(image, str):
         assert os.environ.get("CI") != "true", image
         pytest.skip(image)
-    sandbox = await provider.create(SPEC, image)
+    return image
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def sandbox(provider: LocalProvider, image: SandboxImage | str):
+    sandbox = await provider.create(SPEC, usable(image))
     try:
         yield sandbox
     finally:
@@ -223,6 +229,36 @@ async def test_restored_without_processes_the_server_is_new(provider, sandbox, t
         finally:
             await copy.teardown()
             await provider.discard(image)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("transport", ["stdio", "streamable-http"])
+async def test_restored_with_processes_the_server_remembers(provider, image, tmp_path, transport):
+    spec = msgspec.structs.replace(SPEC, live=True)
+    script = [call("notes__remember", key="a", value="one"), "Done."]
+    parent = await provider.create(spec, usable(image))
+    try:
+        async with opened(parent, tmp_path, transport, script) as (session, ctx):
+            await session.prompt("Do it.")
+            state = session.checkpoint()
+            captured = await parent.checkpoint()
+    finally:
+        await parent.teardown()
+    for value in ("two", "three"):
+        more = [call("notes__recall", key="a"), call("notes__remember", key="a", value=value)]
+        copy = await provider.create(spec, captured)
+        try:
+            model = ScriptedModel([*script, more, "Done.", more, "Done."])
+            mine = dataclasses.replace(ctx, recorder=FakeRecorder(), model=model)
+            restored = await state.restore(copy, mine)
+            assert await restored.prompt("And now?") is StopReason.END_TURN
+            assert answers(mine.recorder.steps[0]) == ["one", "1 kept"]
+            assert await restored.prompt("And now?") is StopReason.END_TURN
+            assert answers(mine.recorder.steps[2]) == [value, "1 kept"]
+            await restored.aclose()
+        finally:
+            await copy.teardown()
+    await provider.discard(captured)
 
 
 async def test_a_server_that_does_not_start_fails_the_world(sandbox, tmp_path):

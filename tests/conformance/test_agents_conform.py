@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -21,11 +22,13 @@ from ramify.planes.sandbox.local import LocalProvider
 from ramify.testing.agent_bench import AgentBench, AgentScene
 from ramify.testing.check import Check
 from ramify.testing.conformance_agent import AGENT_CHECKS
+from ramify.testing.conformance_checkpoint import CHECKPOINT_CHECKS
 from ramify.testing.context import make_context
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.asyncio(loop_scope="module")]
 
 SPEC = SandboxSpec(host_root=True, workdir="/srv")
+LIVE = msgspec.structs.replace(SPEC, live=True)
 LONG = "trap '' TERM; sleep 30 & sleep 30; sleep 30"
 
 
@@ -100,11 +103,15 @@ def _task(folder: Path, scene: str) -> Task:
 
 
 def _scene(
-    provider: LocalProvider, folder: Path, name: str, make: Callable[[], Agent]
+    provider: LocalProvider,
+    folder: Path,
+    name: str,
+    make: Callable[[], Agent],
+    spec: SandboxSpec = SPEC,
 ) -> AgentScene:
     @asynccontextmanager
     async def scene():
-        sandbox = await provider.create(SPEC)
+        sandbox = await provider.create(spec)
         try:
             artifacts = folder / "artifacts"
             artifacts.mkdir(exist_ok=True)
@@ -124,3 +131,14 @@ async def test_agent(
     makers = AGENTS[agent](tmp_path)
     scenes = {name: _scene(provider, tmp_path, name, make) for name, make in makers.items()}
     await check.run(AgentBench(scenes, acts=agent != "nop"))
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("check", CHECKPOINT_CHECKS, ids=lambda check: check.name)
+@pytest.mark.parametrize("agent", [name for name in AGENTS if name != "nop"])
+async def test_agent_with_its_processes(
+    agent: str, check: Check[AgentBench], provider: LocalProvider, tmp_path: Path
+) -> None:
+    makers = AGENTS[agent](tmp_path)
+    scenes = {name: _scene(provider, tmp_path, name, make, LIVE) for name, make in makers.items()}
+    await check.run(AgentBench(scenes))
