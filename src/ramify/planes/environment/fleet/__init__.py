@@ -2,7 +2,7 @@
 
     fleet = Fleet(
         sandbox,                                     # where the services run, started and healthy
-        databases=[PostgresTasks(sandbox), RedisTasks(sandbox)],
+        databases=[PostgresTasks(sandbox), RedisTasks(sandbox, password)],
         broker=FileAccountBroker(home / "accounts.json", accounts, clock),
         ports=[5432, 6379, 8001],                    # reached at 127.0.0.1 in each task's sandbox
     )

@@ -48,7 +48,8 @@ class PostgresTasks:
     a superuser may connect to a database that is not his (databases that are there already are
     closed to others at the first `create`). Names of databases and roles can be listed by
     every tenant, as in any PostgreSQL server. Functions of the template that run with their
-    owner's rights (SECURITY DEFINER) stay the owner's: do not put such into a template.
+    owner's rights (SECURITY DEFINER) stay the owner's: do not put such into a template. A server
+    that lets a superuser in over TCP without a password is refused.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class PostgresTasks:
         """See `TaskDatabase`. Returns the variables of libpq and `DATABASE_URL`."""
         name, password = _place(tenant), secrets.token_urlsafe(24)
         ident = identifier(name)
+        await self._refuse_open()
         await self.drop(tenant)
         async with self._turn:  # one copy of the template at a time
             await self._sql(
@@ -97,6 +99,14 @@ class PostgresTasks:
         )
         return [name.removeprefix(_PREFIX) for name in told.split() if name.startswith(_PREFIX)]
 
+    async def _refuse_open(self) -> None:
+        line = f"psql -X -w -h 127.0.0.1 -p {self._port} -U postgres -d postgres -c 'SELECT 1'"
+        if (await self._hands.ask(line, env={"PGPASSWORD": ""})).ok:
+            raise EnvironmentFailed(
+                "postgres of the fleet: it lets `postgres` in over TCP without a password, and so "
+                "every tenant: ask for one (scram-sha-256) in pg_hba.conf"
+            )
+
     async def _sql(self, text: str, database: str = "postgres") -> str:
         told = await self._hands.run(
             f"psql -X -q -At -v ON_ERROR_STOP=1 -p {self._port} -d {database}",
@@ -129,15 +139,22 @@ class RedisTasks:
     A tenant's keys and channels begin with `<tenant>:`, and it can name no others; the keys of the
     template, `<template>:...`, are copied to it. Commands that tell names of keys (SCAN, KEYS,
     RANDOMKEY), change the server or are shared (FUNCTION) are refused to it. Only database 0.
+
+    `password` is that of the server's `default` user (`requirepass`). A server that serves anybody
+    without one is refused: its tenants could be anybody.
     """
 
-    def __init__(self, sandbox: Sandbox, template: str = "template", port: int = 6379) -> None:
+    def __init__(
+        self, sandbox: Sandbox, password: str, template: str = "template", port: int = 6379
+    ) -> None:
         self._sandbox, self._template, self._port = sandbox, template, port
+        self._password = password
 
     async def create(self, tenant: str) -> dict[str, str]:
         """See `TaskDatabase`. Returns `REDIS_URL` and `REDIS_PREFIX`."""
         name, password = _place(tenant), secrets.token_urlsafe(24)
         prefix = f"{name}:"
+        await self._refuse_open()
         await self.drop(tenant)
         async with self._connected() as redis:
             await redis.call("EVAL", _COPY, 0, f"{self._template}:", prefix)
@@ -158,18 +175,26 @@ class RedisTasks:
         """See `TaskDatabase`."""
         async with self._connected() as redis:
             told = await redis.call("ACL", "USERS")
-        users = (
-            [x.decode(errors="replace") for x in told if isinstance(x, bytes)]
-            if isinstance(told, list)
-            else []
-        )
-        return [user.removeprefix(_PREFIX) for user in sorted(users) if user.startswith(_PREFIX)]
+        users = told if isinstance(told, list) else []
+        names = [user.decode(errors="replace") for user in users if isinstance(user, bytes)]
+        return [name.removeprefix(_PREFIX) for name in sorted(names) if name.startswith(_PREFIX)]
+
+    async def _refuse_open(self) -> None:
+        async with self._connected(as_anybody=True) as redis:
+            (reply,) = await redis.pipeline([("PING",)])
+        if not isinstance(reply, ReplyError):
+            raise EnvironmentFailed(
+                "redis of the fleet: it serves anybody without a password, and so every tenant: "
+                "start it with `requirepass`"
+            )
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncGenerator[RespClient]:
+    async def _connected(self, as_anybody: bool = False) -> AsyncGenerator[RespClient]:
         try:
             endpoint = await self._sandbox.expose_port(self._port)
             async with asyncio.timeout(_TIMEOUT_SEC), RespClient(endpoint) as redis:
+                if not as_anybody:
+                    await redis.call("AUTH", self._password)
                 yield redis
         except OSError as error:  # TimeoutError is one
             why = str(error) or type(error).__name__

@@ -14,7 +14,8 @@ _MEANT = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v"}
 # `\restrict` holds a random word; comments name versions; large objects are data, not schema.
 _NOISE = re.compile(
     r"^(--.*|\\(un)?restrict .*|SELECT pg_catalog\.(set_config|lo_create)\(.*|"
-    r"REFRESH MATERIALIZED VIEW .*|ALTER LARGE OBJECT .*|(GRANT|REVOKE) .* ON LARGE OBJECT .*|SET (\w+_timeout|client_\w+|"
+    r"REFRESH MATERIALIZED VIEW .*|ALTER LARGE OBJECT .*|(GRANT|REVOKE) .* ON LARGE OBJECT .*|"
+    r"SET (\w+_timeout|client_\w+|"
     r"standard_conforming_strings|check_function_bodies|xmloption|row_security|default_\w+) .*)?$"
 )
 
