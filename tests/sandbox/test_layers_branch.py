@@ -255,6 +255,27 @@ def test_many_children_start_at_once(tmp_path: Path, store: LayerStore) -> None:
     assert layers(store) == 1
 
 
+@pytest.mark.parametrize("depth", [60, 300])
+def test_tall_stacks_are_mounted_whatever_their_paths(tmp_path: Path, depth: int) -> None:
+    """By names from their common directory, and beyond that one by one (Linux 6.7)."""
+    place = tmp_path / ("long" * 20)
+    place.mkdir()
+    store = LayerStore(place / "store", max_depth=400)
+    image, model = base(tmp_path, store)
+    for number in range(depth):
+        scratch = store.new_scratch(image)
+        (scratch.upper / f"f{number}").touch()
+        image = store.freeze(scratch)
+    here = os.getcwd()
+    mounted = Mounted(store, image, model, tmp_path / "mnt")
+    try:
+        assert sum(name.startswith("f") for name in os.listdir(tmp_path / "mnt")) == depth
+        assert os.getcwd() == here
+    finally:
+        mounted.drop()
+    store.close()
+
+
 class Schedule:
     """A store under random use by two engines, against a model of every state."""
 
