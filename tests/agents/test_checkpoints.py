@@ -24,6 +24,7 @@ from ramify.planes.agent.program import ProgramAgent
 from ramify.planes.agent.recorded import RecordedAgent
 from ramify.planes.agent.scripted import ScriptedAgent
 from ramify.planes.agent.shell import ShellAgent
+from ramify.planes.sandbox.local import LocalProvider
 from ramify.testing.fakecontext import FakeRecorder, fake_context
 from ramify.testing.fakes import FakeProcess, FakeProvider, FakeSandbox
 from ramify.testing.scripted_model import Reply, ScriptedModel, call
@@ -422,3 +423,47 @@ async def test_shell_goes_on_with_its_variables_in_each_copy(tmp_path):
             other = await stand.provider.create(SPEC)
             with pytest.raises(UnsupportedError, match="process 2"):
                 await state.restore(other, ctx)
+
+
+REAL = (
+    "timeout 20\nsend PS1=; x=5; cd /tmp\nsend nonce=$(od -An -N8 -tx1 /dev/urandom); echo got\n"
+    "expect got\r\nsend echo x${x}x$PWD; x=6\nexpect x5x/tmp\nsend echo n$nonce\n"
+    "prompt\nsend echo $x$nonce\nexpect 6 \n"
+)
+
+
+@pytest.mark.live
+@pytest.mark.namespaces
+async def test_a_real_shell_goes_on_with_its_memory_in_each_copy(tmp_path):
+    (tmp_path / "dialogue").write_text(REAL)
+    agent, provider = ShellAgent(tmp_path / "dialogue"), LocalProvider()
+    spec = SandboxSpec(host_root=True, workdir="/srv", live=True)
+    try:
+        sandbox = await provider.create(spec)
+        assert (await sandbox.exec("mkdir /app")).ok
+        recorder = Parking(3)
+        ctx = fake_context(Task("set:one", "Do it."), artifacts=tmp_path, sandbox=sandbox)
+        session = await agent.connect(sandbox, dataclasses.replace(ctx, recorder=recorder))
+        turn = asyncio.create_task(session.prompt("Do it."))
+        async with asyncio.timeout(60):
+            await recorder.parked.wait()
+        state, image = session.checkpoint(), await sandbox.checkpoint()
+        turn.cancel()
+        await asyncio.wait({turn})
+        await session.aclose()
+        nonces = set()
+        for _ in range(3):
+            copied = await provider.create(spec, image)
+            mine = dataclasses.replace(ctx, recorder=FakeRecorder())
+            restored = await state.restore(copied, mine)
+            assert await restored.proceed() is StopReason.END_TURN
+            assert await restored.prompt("And that.") is StopReason.END_TURN
+            fourth, fifth = mine.recorder.steps
+            assert (fourth.action, fifth.action) == ("echo n$nonce", "echo $x$nonce")
+            nonces.add(re.findall(r"n((?: [0-9a-f]{2}){8})", fourth.messages[-1].content)[0])
+            assert f"6{next(iter(nonces))}" in fifth.messages[-1].content
+            await restored.aclose()
+            await copied.teardown()
+        assert len(nonces) == 1
+    finally:
+        await provider.aclose()

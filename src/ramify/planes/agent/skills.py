@@ -108,7 +108,9 @@ def _skill(head: bytes, name: str, path: str) -> Skill | None:
 
 def _line(value: object, limit: int) -> str:
     """A value of front matter as one line of text; empty where it is no text."""
-    return _UNSEEN.sub(" ", value).strip()[:limit] if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return ""
+    return " ".join(_UNSEEN.sub(" ", value).split())[:limit]
 
 
 def skills_text(skills: list[Skill]) -> str:
@@ -118,7 +120,7 @@ def skills_text(skills: list[Skill]) -> str:
     parts = [
         f"<skill><name>{html.escape(skill.name, quote=False)}</name>"
         f"<description>{html.escape(skill.description, quote=False)}</description>"
-        f"<location>{html.escape(_line(skill.path, 4096), quote=False)}</location></skill>"
+        f"<location>{html.escape(_UNSEEN.sub(' ', skill.path), quote=False)}</location></skill>"
         for skill in skills
     ]
     return _TEXT.format(skills="\n".join(parts))
