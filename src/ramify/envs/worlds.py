@@ -114,7 +114,8 @@ class _Stand:
         can = self.provider.capabilities()
         wanted = compose.sandbox_spec(self.task, choice.sandbox, can)
         self.spec, lacking = compose.enforced(wanted, can)
-        return f"limits not enforced here: {', '.join(lacking)}" if lacking else ""
+        selected = [f"{key}={value}" for key, value in self.spec.env.items()]
+        return ", ".join([*selected, *(f"{name} is not limited here" for name in lacking)])
 
     async def start(self) -> str:
         """Make the sandbox."""
