@@ -55,7 +55,7 @@ def database(path: Path, rows: list[tuple[object, ...]]) -> Path:
     return path
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(VALUES, min_size=1, max_size=5), VALUES)
 def test_values_are_told_apart(
     tmp_path_factory: pytest.TempPathFactory, values: list[object], other: object
@@ -91,8 +91,10 @@ def test_names_and_keys_of_every_sort(tmp_path: Path) -> None:
         CREATE TABLE maybe (k TEXT PRIMARY KEY); INSERT INTO maybe VALUES (NULL), (NULL), ('k');
         CREATE TABLE odd (c TEXT COLLATE OURS PRIMARY KEY) WITHOUT ROWID;
         INSERT INTO odd VALUES ('b'), ('a');
-        CREATE TABLE made (a, twice AS (a * 2), kept AS (a * 3) STORED); INSERT INTO made VALUES (4);
-        CREATE TABLE indexed (a); CREATE INDEX i ON indexed (mine(a)); INSERT INTO indexed VALUES (1);
+        CREATE TABLE made (a, twice AS (a * 2), kept AS (a * 3) STORED);
+        INSERT INTO made VALUES (4);
+        CREATE TABLE indexed (a); CREATE INDEX i ON indexed (mine(a));
+        INSERT INTO indexed VALUES (1);
         CREATE VIEW boom AS SELECT zeroblob(1000000000) FROM t;
         CREATE VIRTUAL TABLE words USING fts5(body); INSERT INTO words VALUES ('find me');
         """
@@ -105,7 +107,8 @@ def test_names_and_keys_of_every_sort(tmp_path: Path) -> None:
     assert told["maybe[rowid 1]"] == told["maybe[rowid 2]"] == '{"k": null}'
     assert told["made[rowid 1]"] == '{"a": 4}'
     assert set(told) >= {'odd["a"]', 'odd["b"]', "CREATE table words", "indexed[rowid 1]"}
-    assert sum("a \\\"b'\\n-" in key for key in told) == 2 + 1 - 1
+    odd = json.dumps("a \"b'\n-")
+    assert {f"{odd}[rowid None]", f"{odd}[rowid None] #2", f"CREATE table {odd}"} <= set(told)
     assert any("find me" in text for text in told.values())  # in the table behind the virtual one
     assert len(read("digest", path)) == 64
 

@@ -100,6 +100,26 @@ class _Table:
 
 
 def _open(path: Path) -> sqlite3.Connection:
+    """A connection that knows every collation the schema names.
+
+    Those of the service are unknown here. A scan compares nothing, so any will do; but it has to
+    be there before the schema is read, or tables without rowid cannot be read at all.
+    """
+    db = _connect(path)
+    named: set[str] = set()
+    for kind, table, _, _ in _schema(db):
+        if kind == "table":
+            for index in list(db.execute(f"PRAGMA index_list({_ident(table)})")):
+                rows = db.execute(f"PRAGMA index_xinfo({_ident(_text(index[1]))})")
+                named.update(_text(row[4]) for row in rows if row[4] is not None)
+    db.close()
+    db = _connect(path)
+    for name in named - {"BINARY", "NOCASE", "RTRIM"}:
+        db.create_collation(name, lambda one, other: (one > other) - (one < other))
+    return db
+
+
+def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)
     db.text_factory = _Text
     db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
@@ -116,21 +136,7 @@ def _schema(db: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
 def _tables(db: sqlite3.Connection) -> Iterator[_Table]:
     for kind, name, _, sql in _schema(db):
         if kind == "table" and not sql.lstrip().upper().startswith("CREATE VIRTUAL"):
-            _provide_collations(db, name)
             yield _Table(db, name)
-
-
-def _provide_collations(db: sqlite3.Connection, table: str) -> None:
-    """Collations of the service are unknown here; a scan only needs that they exist."""
-    for _ in range(32):
-        try:
-            db.execute(f"SELECT * FROM {_ident(table)} NOT INDEXED LIMIT 0")
-            return
-        except sqlite3.OperationalError as error:
-            told = str(error).partition("no such collation sequence: ")[2]
-            if not told:
-                return  # `rows` says what is wrong with it
-            db.create_collation(told, lambda a, b: (a > b) - (a < b))
 
 
 def _digest(path: Path) -> str:
@@ -186,7 +192,11 @@ def _describe(path: Path) -> dict[str, str] | None:
         size += len(key) + len(text)
         if len(found) >= _ENTRIES or size > _CHARACTERS:
             return None
-        found[key] = text
+        name, number = key, 1
+        while name in found:  # rows that nothing tells apart
+            number += 1
+            name = f"{key} #{number}"
+        found[name] = text
     db.close()
     return found
 
