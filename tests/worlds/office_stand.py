@@ -66,12 +66,13 @@ class Office:
 
     def start(self, name: str) -> None:
         line = [sys.executable, "-m", "services", name, "--data", str(self.data)]
+        env = self.env
         if name in self.databases:
-            line += ["--db", self.databases[name]]
+            env["OFFICE_DB"] = self.databases[name]
         log = (self.root / f"{name}.log").open("ab")
         with log:
             self.processes[name] = subprocess.Popen(
-                line, cwd=self.home, env=self.env, stdout=log, stderr=log
+                line, cwd=self.home, env=env, stdout=log, stderr=log
             )
 
     def stop(self, name: str, number: int = signal.SIGTERM) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from .patience import patiently
 from .pgwire import PostgresConnection
 
 Row = dict[str, Any]
@@ -18,6 +19,10 @@ class Database(Protocol):
 
     def query(self, sql: str, *params: Any) -> list[Row]:
         """Run one statement and return its rows."""
+        ...
+
+    def alone(self) -> None:
+        """Until the end of the transaction keep other services of this database waiting here."""
         ...
 
     @contextmanager
@@ -40,6 +45,9 @@ class SqliteDatabase:
         """Run one statement and return its rows."""
         return [dict(row) for row in self._connection.execute(sql, params).fetchall()]
 
+    def alone(self) -> None:
+        """A transaction that writes is alone by itself."""
+
     @contextmanager
     def transaction(self) -> Generator[None]:
         """Begin at once, so that nobody else writes in between."""
@@ -52,36 +60,46 @@ class SqliteDatabase:
         self._connection.execute("COMMIT")
 
 
+class DatabaseGoneError(Exception):
+    """The server went away before the transaction was committed: nothing has happened."""
+
+
 class PostgresDatabase:
     """A PostgreSQL database; connects again after a restart of the server."""
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._connection = PostgresConnection(url)
+        self._connection = self._connect()
 
     def query(self, sql: str, *params: Any) -> list[Row]:
-        """Run one statement and return its rows."""
+        """Run one statement and return its rows. Raises DatabaseGoneError."""
         head, *rest = sql.split("?")
         numbered = "".join(f"${n}{part}" for n, part in enumerate(rest, 1))
-        return self._connection.query(head + numbered, params)
+        try:
+            return self._connection.query(head + numbered, params)
+        except ConnectionError as error:
+            self._connection = self._connect()
+            raise DatabaseGoneError(str(error)) from error
+
+    def alone(self) -> None:
+        """Two who make the same table at the same time would hit each other."""
+        self.query("SELECT pg_advisory_xact_lock(1)")
 
     @contextmanager
     def transaction(self) -> Generator[None]:
-        """As SQLite's."""
-        self._begin()
+        """As SQLite's. Raises DatabaseGoneError, and ConnectionError where it may be committed."""
+        self.query("BEGIN")
         try:
             yield
+        except DatabaseGoneError:
+            raise  # with its connection the transaction is gone too
         except BaseException:
-            self._connection.query("ROLLBACK")
+            self.query("ROLLBACK")
             raise
         self._connection.query("COMMIT")
 
-    def _begin(self) -> None:
-        try:
-            self._connection.query("BEGIN")
-        except ConnectionError:  # the server was restarted; nothing of ours was under way
-            self._connection = PostgresConnection(self._url)
-            self._connection.query("BEGIN")
+    def _connect(self) -> PostgresConnection:
+        return patiently(lambda: PostgresConnection(self._url))
 
 
 def open_database(url: str) -> Database:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+from .database import DatabaseGoneError
 from .web import ApiError, Reply, Request
 
 DOMAIN = "north.example"
@@ -92,8 +93,8 @@ class Desk:
         self._log: list[dict[str, Any]] = []
         self._free = threading.Condition(lock)
         self._held_until = 0.0
-        with lock, store.transaction():
-            clock.ticks = store.recall()
+        with lock:
+            clock.ticks = self._recall()
 
     def who(self, headers: dict[str, str], root: bool) -> str:
         """The acting user: by token, or whom root says; "" for nobody."""
@@ -118,22 +119,41 @@ class Desk:
         with self._lock:
             while (left := self._held_until - time.monotonic()) > 0:
                 self._free.wait(left)
+            begun = self._clock.ticks
             try:
-                with self._store.transaction():
-                    self._clock.ticks += changes
-                    reply = route.handler(request)
-                    if changes:
-                        self._store.remember(self._clock.ticks)
+                reply = self._transact(route, request, begun + changes)
             except Exception as error:
                 status = error.status if isinstance(error, ApiError) else 500
                 self._note(route.action, request, status, "")
-                self._clock.ticks -= changes
+                self._clock.ticks = begun
                 if isinstance(error, ApiError):
                     raise
                 traceback.print_exc()
                 raise ApiError(500, "internal", f"{type(error).__name__}; see the log") from error
             self._note(route.action, request, reply.status, reply.target)
         return reply
+
+    def _recall(self) -> int:
+        """How many changes the database knows of."""
+        while True:
+            try:
+                with self._store.transaction():
+                    return self._store.recall()
+            except DatabaseGoneError:
+                continue  # as in `_transact`
+
+    def _transact(self, route: Route, request: Request, ticks: int) -> Reply:
+        """Once; or again, where the database was restarted in between."""
+        self._clock.ticks = ticks
+        while True:
+            try:
+                with self._store.transaction():
+                    reply = route.handler(request)
+                    if request.method != "GET":
+                        self._store.remember(ticks)
+                return reply
+            except DatabaseGoneError:
+                continue  # it is there again: connecting waits for it, or gives up with OSError
 
     def _find(self, request: Request) -> tuple[Route, dict[str, str]]:
         found = [(route, match) for route, pattern in self._routes
@@ -203,8 +223,7 @@ class Desk:
             raise ApiError(422, "bad_state", "not what GET /_state gave") from None
         if name != self._name or not isinstance(ticks, int) or seqs != [*range(1, len(seqs) + 1)]:
             raise ApiError(422, "bad_state", f"not a state of {self._name}")
-        with self._store.transaction():
-            known = self._store.recall()
+        known = self._recall()
         if ticks != known:
             message = f"it was written down after {ticks} changes, and the database has {known}"
             raise ApiError(409, "stale_state", message)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from typing import Any, cast
 
+from .patience import patiently
+
 
 class RedisError(Exception):
     """The server refused a command."""
@@ -40,7 +42,7 @@ class RedisConnection:
         return answers
 
     def _connect(self) -> None:
-        self._socket = socket.create_connection(self._where, self._timeout)
+        self._socket = patiently(lambda: socket.create_connection(self._where, self._timeout))
         self._stream = self._socket.makefile("rb")
         if self._password:
             [answer] = self._exchange(_command(("AUTH", self._password)), 1, fresh=True)
