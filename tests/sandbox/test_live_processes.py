@@ -223,3 +223,52 @@ async def test_files_and_processes_are_one_cut(provider: LocalProvider) -> None:
             assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
             assert at is not None
     await provider.discard(image)
+
+
+@pytest.mark.parametrize("program", [["/bin/sh"], ["/bin/bash", "--norc"]])
+async def test_a_terminal_through_four_generations(
+    provider: LocalProvider, program: list[str]
+) -> None:
+    """Some shells open /dev/tty, whose owner is not one of the sandbox."""
+    sandbox = await provider.create(LIVE)
+    env = {"PS1": "", "TERM": "dumb"}
+    shell = await sandbox.spawn(program, env=env, pty=PtySize())
+    await shell.write(b"stty -echo; count=0; sleep 100 & echo rea''dy\n")
+    seen = b""
+    while b"ready" not in seen:
+        seen += await shell.read()
+    for generation in range(1, 5):
+        image = await captured(sandbox)
+        sandbox = await provider.create(LIVE, image)
+        shell = attached(sandbox, shell)
+        await shell.write(b"count=$((count+1)); kill -0 $! && echo it:$count:\n")
+        seen = b""
+        while not seen.endswith(b":\r\n"):
+            seen += await shell.read()
+        assert seen.split()[-1] == b"it:%d:" % generation
+        await provider.discard(image)
+    await sandbox.teardown()
+
+
+DAEMON = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        with open("/var/tmp/daemon", "w") as file:
+            while True:
+                file.write("."); file.flush(); time.sleep(0.02)
+    os._exit(0)
+"""
+
+
+async def test_a_daemon_whose_session_leader_has_ended(provider: LocalProvider) -> None:
+    sandbox = await provider.create(LIVE)
+    await sandbox.exec(python(DAEMON))
+    image = await captured(sandbox)
+    async with children(provider, image, 2) as copies:
+        for copy in copies:
+            before = (await copy.exec("stat -c %s /var/tmp/daemon")).stdout
+            await asyncio.sleep(0.3)
+            assert int((await copy.exec("stat -c %s /var/tmp/daemon")).stdout) > int(before)
+    await provider.discard(image)

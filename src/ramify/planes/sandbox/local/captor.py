@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ramify.planes.sandbox.local.sessions import mend_sessions
+from ramify.planes.sandbox.local.mending import mend
 from ramify.planes.sandbox.processes import descendants, process_table, send_signal
 
 LOADER = "ld-linux-x86-64.so.2"
@@ -79,7 +79,7 @@ def dump(places: Places, pod: int, upper: int, uppers: Sequence[Upper]) -> str:
     code = _criu(places, arguments, [])
     if code:
         return _reason(places.work, "dump.log", code)
-    mend_sessions(places.images)
+    mend(places.images)
     tree = [pod, *descendants([pod])]
     facts = {
         "pod": pod,

@@ -104,7 +104,9 @@ class LocalImages:
         return str(shown["Id"])
 
     async def _built(self, build: BuildSpec) -> SandboxImage:
-        context = await asyncio.to_thread(make_context, Path(build.context), build.dockerfile)
+        context = await asyncio.to_thread(
+            make_context, Path(build.context), build.dockerfile, build.sources
+        )
         context.archive.close()
         name = build_name(context)
         async with self._locks.setdefault(name, asyncio.Lock()):

@@ -3,8 +3,12 @@
  *
  *   supervisor (PID 1, never captured)
  *   └── pod (this program)           starts reapers; asked over a socket, which it lets go of
- *       └── reaper (a fork of it)    one per command: keeps its descendants, reports, relays a pty
- *           └── command (own session)
+ *       ├── reaper (a fork of it)    one per command: keeps its descendants, reports
+ *       │   └── command (own session)
+ *       └── relay (a fork of it)     of a command with a terminal: between that and three pipes
+ *
+ * The relay comes after the command in the tree: of all holders of a terminal, CRIU takes the first
+ * for its owner, and that must be who has opened /dev/tty.
  *
  * x86-64 Linux without a C library, so that nothing of the host is mapped into it. `dev/pod` builds
  * it into pod_elf.py. What the supervisor and it say to each other is described in pod.py.
@@ -16,7 +20,7 @@ typedef unsigned long u64;
 typedef long i64;
 
 enum {
-    SYS_read = 0, SYS_write = 1, SYS_open = 2, SYS_close = 3, SYS_poll = 7, SYS_mmap = 9,
+    SYS_read = 0, SYS_write = 1, SYS_open = 2, SYS_close = 3, SYS_poll = 7, SYS_lseek = 8, SYS_mmap = 9,
     SYS_munmap = 11, SYS_sigaction = 13, SYS_sigprocmask = 14, SYS_ioctl = 16, SYS_dup2 = 33,
     SYS_getpid = 39,     SYS_socket = 41, SYS_connect = 42, SYS_recvmsg = 47, SYS_fork = 57, SYS_execve = 59,
     SYS_exit = 60, SYS_wait4 = 61, SYS_fcntl = 72, SYS_chdir = 80, SYS_fchown = 93, SYS_umask = 95,
@@ -161,7 +165,7 @@ static void become(struct plan *plan, const i32 *streams, i32 errors) {
     refuse(errors, STEP_EXEC, denied);
 }
 
-/* --- a reaper's relay between a terminal and three pipes */
+/* --- the relay between a terminal and three pipes */
 
 struct flow { i32 from, to; u32 start, end; char data[BUFFER]; };
 
@@ -202,52 +206,28 @@ static void resize(i32 *control, i32 master) {
     }
 }
 
-/* Reap what has ended; 0 when nothing is left below. */
-static int reap(i32 command, i32 status, i32 flags) {
-    for (;;) {
-        i32 how = 0;
-        i64 pid = call4(SYS_wait4, -1, &how, flags, 0);
-        if (pid == -EINTR) continue;
-        if (pid == 0) return 1;
-        if (pid < 0) return 0;
-        if (pid == command) tell(status, 'E', how);
-    }
-}
-
-static void relay(i32 master, const i32 *pipes, i32 command, i32 status) {
+static void relay(i32 master, const i32 *pipes) {
     struct flow in = {pipes[0], master, 0, 0, {0}}, out = {master, pipes[1], 0, 0, {0}};
-    i32 control = pipes[2], ended = signal_fd(MASK(SIGCHLD)), alive = 1;
+    i32 control = pipes[2];
     set_flags(in.from);
     set_flags(out.to);
     set_flags(master);
     set_flags(control);
     for (;;) {
-        char drop[128 * 4];
-        struct pollfd polls[6];
-        while (call(SYS_read, ended, drop, sizeof drop) > 0) {}
-        if (alive && !reap(command, status, 1 /* NOHANG */)) {
-            alive = 0;
-            tell(status, 'G', 0);
-            in.to = -1;
-        }
-        /* Afterwards only what the terminal still holds is worth staying for. */
-        if (out.to < 0 || (out.from < 0 && out.start == out.end)) {
-            close_fd((i32 *)&pipes[1]);
-            out.from = out.to = -1;
-            if (!alive) die();
-        }
+        struct pollfd polls[5];
+        /* Nobody has the terminal open any more and all is told; or nobody listens. */
+        if (out.to < 0 || (out.from < 0 && out.start == out.end)) die();
         i32 in_full = in.start < in.end, out_full = out.start < out.end;
-        polls[0] = (struct pollfd){ended, POLLIN, 0};
-        polls[1] = (struct pollfd){control, POLLIN, 0};
-        polls[2] = (struct pollfd){open_flow(&in) && !in_full ? in.from : -1, POLLIN, 0};
-        polls[3] = (struct pollfd){open_flow(&in) && in_full ? master : -1, POLLOUT, 0};
-        polls[4] = (struct pollfd){open_flow(&out) && !out_full ? master : -1, POLLIN, 0};
-        polls[5] = (struct pollfd){open_flow(&out) ? out.to : -1, out_full ? POLLOUT : 0, 0};
-        call(SYS_poll, polls, 6, -1);
-        if (polls[1].revents) resize(&control, master);
-        if (open_flow(&in)) pump(&in, polls[2].revents, polls[3].revents);
-        if (polls[5].revents & POLLERR) out.to = -1; /* nobody reads it any more */
-        else if (open_flow(&out)) pump(&out, polls[4].revents, polls[5].revents);
+        polls[0] = (struct pollfd){control, POLLIN, 0};
+        polls[1] = (struct pollfd){open_flow(&in) && !in_full ? in.from : -1, POLLIN, 0};
+        polls[2] = (struct pollfd){open_flow(&in) && in_full ? master : -1, POLLOUT, 0};
+        polls[3] = (struct pollfd){out.from >= 0 && !out_full ? master : -1, POLLIN, 0};
+        polls[4] = (struct pollfd){out.to, out_full ? POLLOUT : 0, 0};
+        call(SYS_poll, polls, 5, -1);
+        if (polls[0].revents) resize(&control, master);
+        if (open_flow(&in)) pump(&in, polls[1].revents, polls[2].revents);
+        if (polls[4].revents & POLLERR) out.to = -1;
+        else pump(&out, polls[3].revents, polls[4].revents);
     }
 }
 
@@ -264,28 +244,32 @@ static i64 open_terminal(const struct plan *plan, i32 *slave) {
     return *slave < 0 ? *slave : master;
 }
 
-static void be_reaper(const i32 *fds) {
-    i32 plan_fd = fds[0], status = fds[1], errors[2], failure = 0, slave = -1;
-    i32 streams[3] = {fds[2], fds[3], fds[4]};
-    struct plan plan;
-    i64 master = -1, code, command;
+/* Reap what has ended until nothing is left below. */
+static void reap(i32 command, i32 status) {
+    for (;;) {
+        i32 how = 0;
+        i64 pid = call4(SYS_wait4, -1, &how, 0, 0);
+        if (pid < 0 && pid != -EINTR) return;
+        if (pid == command) tell(status, 'E', how);
+    }
+}
+
+static void be_reaper(i32 plan_fd, i32 status, u32 flags, i32 *streams) {
+    i32 errors[2], failure = 0;
+    i64 code, command;
 
     call(SYS_setsid, 0, 0, 0);
     call6(SYS_prctl, 36 /* SET_CHILD_SUBREAPER */, 1, 0, 0, 0, 0);
-    code = call4(SYS_pread, plan_fd, &plan, sizeof plan, 0);
-    if (code == sizeof plan && plan.flags & FLAG_TTY) code = master = open_terminal(&plan, &slave);
-    if (code >= 0) code = call(SYS_pipe2, errors, O_CLOEXEC, 0);
+    code = call(SYS_pipe2, errors, O_CLOEXEC, 0);
     command = code < 0 ? code : call(SYS_fork, 0, 0, 0);
     if (command == 0) {
-        i64 size = call(8 /* lseek */, plan_fd, 0, 2);
+        i64 size = call(SYS_lseek, plan_fd, 0, 2);
         i64 all = call6(SYS_mmap, 0, size, 3, 2 /* PRIVATE */, plan_fd, 0);
-        i32 terminal[3] = {slave, slave, slave};
         if (all < 0 && all > -4096) refuse(errors[1], STEP_START, all);
-        become((struct plan *)all, slave >= 0 ? terminal : streams, errors[1]);
+        become((struct plan *)all, streams, errors[1]);
     }
     close_fd(&plan_fd);
-    close_fd(&slave);
-    if (master < 0) for (i32 i = 0; i < 3; i++) close_fd(&streams[i]);
+    for (i32 i = 0; i < 3; i++) close_fd(&streams[i]);
     if (command < 0) {
         tell(status, 'F', (STEP_START << 16) | (i32)-command);
         tell(status, 'G', 0);
@@ -295,10 +279,8 @@ static void be_reaper(const i32 *fds) {
     while ((code = call(SYS_read, errors[0], &failure, sizeof failure)) == -EINTR) {}
     close_fd(&errors[0]);
     if (code == sizeof failure) tell(status, 'F', failure);
-    else if (plan.flags & FLAG_ANNOUNCE) tell(status, 'S', (i32)command);
-    if (code == sizeof failure) command = 0;
-    if (master >= 0) relay((i32)master, streams, (i32)command, status);
-    while (reap((i32)command, status, 0)) {}
+    else if (flags & FLAG_ANNOUNCE) tell(status, 'S', (i32)command);
+    reap(code == sizeof failure ? 0 : (i32)command, status);
     tell(status, 'G', 0);
     die();
 }
@@ -327,19 +309,47 @@ static char receive(i32 sock, i32 *fds) {
     return kind;
 }
 
+/* Fork a reaper, and with a terminal its relay. 0, or what went wrong. */
+static i64 start(i32 *fds, i32 sock, i32 signals) {
+    struct plan plan;
+    i32 slave = -1, master = -1, terminal[3];
+    i64 code = call4(SYS_pread, fds[0], &plan, sizeof plan, 0);
+    if (code < 0) return code;
+    if (plan.flags & FLAG_TTY) {
+        code = open_terminal(&plan, &slave);
+        if (code < 0) return code;
+        master = (i32)code;
+        for (i32 i = 0; i < 3; i++) terminal[i] = i ? (i32)call(SYS_fcntl, slave, 1030, 3) : slave;
+    }
+    code = call(SYS_fork, 0, 0, 0);
+    if (code == 0) {
+        close_fd(&sock);
+        close_fd(&signals);
+        close_fd(&master);
+        if (plan.flags & FLAG_TTY) for (i32 i = 2; i < 5; i++) close_fd(&fds[i]);
+        be_reaper(fds[0], fds[1], plan.flags, plan.flags & FLAG_TTY ? terminal : fds + 2);
+    }
+    if (plan.flags & FLAG_TTY) {
+        for (i32 i = 0; i < 3; i++) close_fd(&terminal[i]);
+        if (code > 0 && call(SYS_fork, 0, 0, 0) == 0) {
+            close_fd(&sock);
+            close_fd(&signals);
+            close_fd(&fds[0]);
+            relay(master, fds + 2);
+        }
+        close_fd(&master);
+    }
+    return code < 0 ? code : 0;
+}
+
 static void serve(i32 *sock, i32 signals) {
     i32 fds[5];
     char kind = receive(*sock, fds);
     if (kind == 0 || kind == 'R') close_fd(sock);
     if (kind == 'S') {
-        i64 pid = call(SYS_fork, 0, 0, 0);
-        if (pid == 0) {
-            close_fd(sock);
-            close_fd(&signals);
-            be_reaper(fds);
-        }
-        if (pid < 0) {
-            tell(fds[1], 'F', (STEP_START << 16) | (i32)-pid);
+        i64 code = start(fds, *sock, signals);
+        if (code < 0) {
+            tell(fds[1], 'F', (STEP_START << 16) | (i32)-code);
             tell(fds[1], 'G', 0);
         }
     }

@@ -311,16 +311,12 @@ class PodJobs:
         return [*lost, Event(job, "gone", 0)]
 
     def _find_reaper(self, status: _Status) -> None:
-        """Learn the pid of a reaper that has not told it: it alone holds the status pipe."""
+        """Learn the pid of a reaper that has not told it, by its status pipe (it has no relay)."""
         if status.job.nanny:
             return
         link = f"pipe:[{os.fstat(status.fd).st_ino}]"
         for pid in children(self._pod):
-            try:
-                held = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-            except OSError:  # it ended meanwhile
-                continue
-            if link in held:
+            if link in _open_files(pid):
                 status.job.nanny = pid
 
     def _kill_step(self, status: _Status) -> list[Event]:
@@ -337,18 +333,26 @@ class PodJobs:
         return []
 
     def _hunt_orphans(self) -> None:
-        """Kill what lies below the pod root without a reaper."""
+        """Kill what lies below the pod root and is neither reaper nor relay."""
         if not self._hunt or self._held:
             return
         for status in self._statuses.values():
             self._find_reaper(status)
             if not status.job.nanny:
                 return  # it is just being started: look again soon
-        known = {status.job.nanny for status in self._statuses.values()}
-        roots = [pid for pid in children(self._pod) if pid not in known] if self._pod else []
+        below = children(self._pod) if self._pod else []
+        pipes = {f"pipe:[{os.fstat(fd).st_ino}]" for fd in self._statuses}
+        roots = [pid for pid in below if not pipes & _open_files(pid)]
         for pid in [*roots, *(descendants(roots) if roots else [])]:
             send_signal(pid, signal.SIGKILL)
         self._hunt = bool(roots)
+
+
+def _open_files(pid: int) -> set[str]:
+    try:
+        return {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    except OSError:  # it ended meanwhile
+        return set()
 
 
 def _become_pod() -> None:
