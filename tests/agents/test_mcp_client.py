@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import re
@@ -553,3 +554,56 @@ async def test_an_endpoint_elsewhere_is_refused(tmp_path, serve):
     stand = Stand(tmp_path, Server(), server, sandbox, mcp_start_sec=0.3)
     with pytest.raises(EnvironmentFailed, match="its endpoint is on another server"):
         await stand.open()
+
+
+class SseServer:
+    """A server of the older transport, whose streams end when they are told to."""
+
+    def __init__(self, server):
+        self.server, self.streams, self.ends = server, 0, False
+
+    async def stream(self, request):
+        self.streams += 1
+        response = self.response = web.StreamResponse()
+        response.content_type = "text/event-stream"
+        await response.prepare(request)
+        await response.write(b"event: endpoint\ndata: /post?s=1\n\n")
+        self.ended = asyncio.Event()
+        await self.ended.wait()
+        return response
+
+    async def post(self, request):
+        message = await request.json()
+        answers = self.server.answers(message)
+        if message["method"] == "tools/call" and self.ends:
+            self.ended.set()
+            return web.Response(status=202)
+        for answer in answers:
+            data = b"data: " + json.dumps(answer).encode() + b"\n\n"
+            await self.response.write(b"event: message\n" + data)
+        return web.Response(status=202)
+
+
+async def test_a_stream_that_ends_is_opened_again_and_no_call_made_twice(tmp_path, serve):
+    sse = SseServer(Server())
+    runner = await serve(web.get("/sse", sse.stream), web.post("/post", sse.post))
+    sandbox = Reaching()
+    sandbox.port = runner.addresses[0][1]
+    server = McpServer("s", "sse", "http://localhost:8000/sse")
+    stand = Stand(tmp_path, Server(), server, sandbox)
+    session = await stand.open(call("s__do", x=1), "A.", call("s__do", x=2), "B.", [
+        call("s__do", x=3), call("s__do", x=4),
+    ], "C.")  # fmt: skip
+    assert await session.prompt("Do it.") is StopReason.END_TURN
+    assert stand.answers(0) == ["did do {'x': 1}"]
+    sse.ends = True
+    assert await session.prompt("Once more.") is StopReason.END_TURN
+    assert stand.answers(2) == ["Error: the MCP server s: it closed the stream"]
+    sse.ends = False
+    assert await session.prompt("And again.") is StopReason.END_TURN
+    assert stand.answers(4) == ["did do {'x': 3}", "did do {'x': 4}"]
+    called = [m["params"]["arguments"] for m in sse.server.heard if m["method"] == "tools/call"]
+    assert called == [{"x": 1}, {"x": 2}, {"x": 3}, {"x": 4}]
+    assert sse.streams == 2
+    assert session.checkpoint().fidelity(True) is Fidelity.RESUMED
+    await session.aclose()

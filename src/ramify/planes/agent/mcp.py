@@ -75,6 +75,7 @@ class McpState:
     offered: tuple[Offered, ...]
     asked: int
     link: LinkState
+    lost: bool
 
     def survives(self, live: bool) -> bool:
         """Whether `restore` finds the server as it was, memory included."""
@@ -88,7 +89,7 @@ class McpState:
         link = await self.link.restore(sandbox, ctx)
         if link is None:
             return await connect_mcp(self.server, sandbox, ctx, patience, self.offered)
-        return McpClient(self.server, link, patience, self.offered, self.asked)
+        return McpClient(self.server, link, patience, self.offered, self.asked, self.lost)
 
 
 async def connect_mcp(
@@ -159,9 +160,11 @@ class McpClient:
         patience: Patience,
         offered: tuple[Offered, ...] = (),
         asked: int = 0,
+        lost: bool = False,
     ) -> None:
         self.server, self.offered = server, offered
         self._link, self._patience, self._asked = link, patience, asked
+        self._lost = lost
         self._turn = asyncio.Lock()
 
     async def greet(self) -> None:
@@ -177,6 +180,7 @@ class McpClient:
             raise McpError(f"it speaks version {agreed!r}, not one of {', '.join(_VERSIONS)}")
         self._link.agreed(agreed)
         await self._link.tell(notification("notifications/initialized"))
+        self._lost = False
 
     async def list_tools(self) -> None:
         """Ask for all of its tools. Raises McpError, also when there are too many."""
@@ -207,11 +211,7 @@ class McpClient:
         scope = asyncio.timeout(seconds)
         try:
             async with scope, self._turn:
-                try:
-                    result = await self._ask("tools/call", params)
-                except SessionGoneError:
-                    await self.greet()
-                    result = await self._ask("tools/call", params)
+                result = await self._called(params)
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -219,6 +219,19 @@ class McpClient:
         content: Any = result.get("content")
         blocks = cast("list[Any]", content) if isinstance(content, list) else []
         return Answered(blocks, result.get("structuredContent"), result.get("isError") is True)
+
+    async def _called(self, params: JSON) -> JSON:
+        """The result of a call, which is made at most once; in a new session if need be."""
+        if self._lost:
+            await self.greet()
+        try:
+            return await self._ask("tools/call", params)
+        except SessionGoneError as gone:
+            self._lost = True
+            if not gone.undone:
+                raise
+        await self.greet()
+        return await self._ask("tools/call", params)
 
     async def _ask(self, method: str, params: JSON) -> JSON:
         """The result of a request. Raises McpError."""
@@ -256,7 +269,7 @@ class McpClient:
 
     def state(self) -> McpState:
         """Where it stands. Nothing may be waiting for an answer."""
-        return McpState(self.server, self.offered, self._asked, self._link.state())
+        return McpState(self.server, self.offered, self._asked, self._link.state(), self._lost)
 
     async def aclose(self) -> None:
         """Leave the server. Idempotent."""

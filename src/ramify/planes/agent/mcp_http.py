@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from ramify.contracts.context import Context
@@ -62,11 +62,20 @@ class HttpLink:
 
     async def ask(self, message: bytes) -> AsyncGenerator[bytes]:
         """POST a request; yields the body, or the events of the stream, that answer it."""
+        try:
+            async with aclosing(self._answers(message)) as answers:
+                async for data in answers:
+                    yield data
+        finally:
+            await self._http.route.settled()
+
+    async def _answers(self, message: bytes) -> AsyncGenerator[bytes]:
         headers = self._headers()
         async with self._http.request("POST", self._target, headers, message) as response:
             if response.status in (400, 404) and self._at.session is not None:
                 self._at = HttpState(self._at.url)
-                raise SessionGoneError(f"it forgot the session: {await refusal(response)}")
+                why = f"it forgot the session: {await refusal(response)}"
+                raise SessionGoneError(why, undone=True)
             if response.status != 200:
                 raise McpError(await refusal(response))
             session = response.headers.get("Mcp-Session-Id")
@@ -85,6 +94,7 @@ class HttpLink:
         async with self._http.request("POST", self._target, self._headers(), message) as response:
             if response.status not in (200, 202, 204):
                 raise McpError(await refusal(response))
+        await self._http.route.settled()
 
     def agreed(self, version: str | None) -> None:
         """Every later request names version and session; with None there is neither."""

@@ -38,6 +38,7 @@ while d := s.recv(65536):
 ' "$1" "$2"
 echo "no bash, nc or python3 to reach it with" >&2; exit 127
 """
+_SETTLE_SEC = 2.0
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -80,6 +81,11 @@ class Route:
     def trouble(self) -> str:
         """What the relay said last, if anything."""
         return self.relay.said if self.relay is not None else ""
+
+    async def settled(self) -> None:
+        """Wait until nothing inside is left of connections that were closed; a bounded time."""
+        if self.relay is not None:
+            await self.relay.settled()
 
     async def aclose(self) -> None:
         """End what passes connections on. Idempotent."""
@@ -132,6 +138,11 @@ class Relay:
         self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
         host, port = self._server.sockets[0].getsockname()[:2]
         return Endpoint(host, port)
+
+    async def settled(self) -> None:
+        """Wait, a bounded time, until no connection is open."""
+        if tasks := set(self._tasks):
+            await asyncio.wait(tasks, timeout=_SETTLE_SEC)
 
     async def aclose(self) -> None:
         """End the listener and every connection. Idempotent."""

@@ -58,6 +58,9 @@ class SseLink:
         assert events is not None
         try:
             await self.tell(message)
+        except McpError as error:
+            raise await self._lost(str(error), undone=True) from None
+        try:
             while (event := await events.next()) is not None:
                 if event.kind == "message":
                     yield event.data
@@ -65,11 +68,11 @@ class SseLink:
             raise await self._lost(f"{type(error).__name__}: {error}") from None
         raise await self._lost("it closed the stream")
 
-    async def _lost(self, why: str) -> McpError:
-        """The stream is over: an open session with it, so that it can be opened again."""
+    async def _lost(self, why: str, *, undone: bool = False) -> McpError:
+        """The stream is over, and an open session with it."""
         greeted = self._greeted
         await self._disconnect()
-        return SessionGoneError(why) if greeted else McpError(why)
+        return SessionGoneError(why, undone) if greeted else McpError(why)
 
     async def _connect(self) -> None:
         request = self._http.request("GET", self._target, {"Accept": "text/event-stream"})

@@ -26,7 +26,17 @@ class McpError(Exception):
 
 
 class SessionGoneError(McpError):
-    """The server has forgotten the session: it must be opened again."""
+    """The session is over: another has to be opened.
+
+    `undone` says that the request, for all that can be known, was not worked on.
+    """
+
+    def __init__(self, why: str, undone: bool) -> None:
+        super().__init__(why, undone)
+        self.why, self.undone = why, undone
+
+    def __str__(self) -> str:
+        return self.why
 
 
 class Incoming(msgspec.Struct, frozen=True):
