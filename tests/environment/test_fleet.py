@@ -5,20 +5,28 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from state_worlds import DOCKERFILE, eventually, psql, python, sh
+from state_worlds import DOCKERFILE, driver_of, eventually, psql, python, sh
 
-from ramify.contracts.errors import ConfigError, EnvironmentFailed, SandboxError
+from ramify.contracts.errors import (
+    ConfigError,
+    EnvironmentFailed,
+    SandboxError,
+    UnsupportedError,
+)
 from ramify.contracts.fleet import TaskDatabase
 from ramify.contracts.sandbox import BuildSpec, Sandbox, SandboxSpec
 from ramify.planes.environment.fleet.accounts import FileAccountBroker
 from ramify.planes.environment.fleet.joining import Fleet, Member
+from ramify.planes.environment.fleet.make import make_fleet
 from ramify.planes.environment.fleet.tenants import PostgresTasks, RedisTasks, SqliteTasks
+from ramify.planes.environment.records import StateSpec
 from ramify.planes.sandbox.local import LocalProvider
 from ramify.testing.context import RealClock
 
@@ -297,3 +305,52 @@ async def test_a_dead_service_is_said(stand: Stand, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFailed):
         await SqliteTasks(box, "/no/template.db", "/srv/tasks").create("x")
     await box.teardown()
+
+
+async def test_a_tenants_place_is_put_back_without_the_others(stand: Stand) -> None:
+    one, two = await stand.task(), await stand.task()
+    ann = await stand.fleet.join(one, "rollout-1", 600)
+    bob = await stand.fleet.join(two, "rollout-2", 600)
+    try:
+        add = "psql -X -q -c \"INSERT INTO mail (subject) VALUES ('more')\""
+        mine = StateSpec(kind="postgres", url=f"postgresql:///{ann.variables['PGDATABASE']}")
+        driver = driver_of(stand.fleet.sandbox, mine)
+        digest = await driver.digest()
+        with tempfile.TemporaryDirectory() as folder:
+            await driver.snapshot(Path(folder))
+            for box, member in ((one, ann), (two, bob)):
+                assert await tried(box, member, add) == (0, "")
+            assert await driver.digest() != digest
+            await driver.restore(Path(folder))
+        assert await driver.digest() == digest
+        for box, member, count in ((one, ann, "1\n"), (two, bob, "2\n")):
+            told = await tried(box, member, "psql -X -At -c 'SELECT count(*) FROM mail'")
+            assert told == (0, count)
+        own = StateSpec(kind="postgres", url=ann.variables["DATABASE_URL"])
+        with pytest.raises(UnsupportedError, match="superuser"):
+            await driver_of(stand.fleet.sandbox, own).snapshot(Path(folder))
+    finally:
+        for box, member in ((one, ann), (two, bob)):
+            await stand.fleet.leave(member)
+            await box.teardown()
+
+
+async def test_a_fleet_is_made_from_what_a_manifest_declares(stand: Stand, tmp_path: Path) -> None:
+    states = [
+        StateSpec(kind="postgres", url="postgresql://postgres@127.0.0.1:5432/office_template"),
+        StateSpec(kind="redis", url=f"redis://:{PASSWORD}@127.0.0.1:6379"),
+        StateSpec(kind="sqlite", paths=["/srv/template.db"], user="postgres"),
+    ]
+    fleet = make_fleet(states, [5432], stand.fleet.sandbox, tmp_path / "book", RealClock(), most=2)
+    box = await stand.task()
+    member = await fleet.join(box, "r", 600)
+    assert await tried(box, member, "psql -X -At -c 'SELECT count(*) FROM mail'") == (0, "1\n")
+    assert member.variables["SQLITE_PATH"].startswith("/srv/tasks/")
+    await fleet.leave(member)
+    await box.teardown()
+    for kind in ("files", "command", "http", "process"):
+        with pytest.raises(UnsupportedError, match="in-sandbox"):
+            make_fleet([StateSpec(kind=kind)], [], box, tmp_path / "x", RealClock())
+    for spec in (StateSpec(kind="redis"), StateSpec(kind="sqlite", paths=["/srv/*.db"])):
+        with pytest.raises(ConfigError):
+            make_fleet([spec], [], box, tmp_path / "x", RealClock())

@@ -22,7 +22,8 @@ def make_driver(spec: StateSpec, sandbox: Sandbox, world: DriverWorld) -> StateD
 
     Raises: ConfigError (a key that this kind needs is missing, or its value cannot be used).
     """
-    user = spec.user or ("postgres" if spec.kind == "postgres" and spec.url is None else "root")
+    own_socket = spec.kind == "postgres" and not (spec.url and urlsplit(spec.url).hostname)
+    user = spec.user or ("postgres" if own_socket else "root")
     hands = Hands(sandbox, state_name(spec), user, spec.timeout_sec)
     inner = _make(spec, hands, world)
     if spec.kind == "http" or (spec.digest is None and spec.mutate is None):

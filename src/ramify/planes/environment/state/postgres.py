@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from ramify.contracts.errors import ConfigError, EnvironmentFailed
+from ramify.contracts.errors import ConfigError, EnvironmentFailed, UnsupportedError
 from ramify.contracts.inside import inside
 from ramify.contracts.sandbox import ExecResult
 from ramify.planes.environment.state import postgres_sql as sql
@@ -42,17 +42,14 @@ class _Database(msgspec.Struct, frozen=True):
     schema: str = ""
 
 
-class _Server(msgspec.Struct, frozen=True):
-    databases: list[_Database]
-    superuser: bool
-
-
 class PostgresDriver:
     """Implements `StateDriver` for the databases of a PostgreSQL server (13 or newer) inside.
 
-    With a `url`, one database, over TCP, as the user that it names; without, all databases that
-    are no templates and the roles, over the local socket as `postgres`. `psql`, `pg_dump` and
-    `pg_restore` of the image do the work. A snapshot is of one moment for each database.
+    Without a `url`, all databases that are no templates, and the roles; with one, the database
+    that it names. `postgresql:///DATABASE` and no `url` mean the local socket, as the server's own
+    user; otherwise TCP, as the role of the address, which has to be a superuser (others may not
+    let triggers sleep, and would put back something else). `psql`, `pg_dump` and `pg_restore` of
+    the image do the work. A snapshot is of one moment for each database.
 
     How `restore` goes depends on what has changed. Where the schema is what it was, rows,
     sequences and large objects are replaced in one transaction: connections stay, and see either
@@ -74,9 +71,9 @@ class PostgresDriver:
         return self._hands.name
 
     async def snapshot(self, place: Path) -> None:
-        """See `StateDriver`."""
+        """See `StateDriver`. Raises UnsupportedError unless the role is a superuser."""
         databases: list[_Database] = []
-        superuser = await self._is_superuser()
+        await self._need_superuser()
         async with self._hands.place() as work:
             for number, database in enumerate(await self._databases()):
                 target = inside(f"{work}/{number}.dump")
@@ -86,31 +83,32 @@ class PostgresDriver:
                 )
                 text = await self._shell(f"pg_restore --schema-only --file=- {target}", "read it")
                 databases.append(msgspec.structs.replace(database, schema=_sha(schema_text(text))))
-            if superuser and self._only is None:
+            if self._only is None:
                 await self._shell(
                     f"pg_dumpall --roles-only > {inside(f'{work}/roles.sql')}", "dump the roles"
                 )
             await self._hands.take(work, place)
-        await seal(place, "postgres", self.name, _Server(databases, superuser))
+        await seal(place, "postgres", self.name, databases)
 
     async def restore(self, place: Path) -> None:
         """See `StateDriver`."""
-        server = await unseal(place, "postgres", self.name, _Server)
+        databases = await unseal(place, "postgres", self.name, list[_Database])
+        await self._need_superuser()
         live = {database.name: database for database in await self._databases()}
-        roles = server.superuser and self._only is None
+        roles = self._only is None
         async with self._hands.place() as work:
             await self._hands.give(place, f"{work}/state")
             if roles:  # those that exist are an error, which is no news
                 line = f"psql -X -q -d {_db('template1')} -f {inside(f'{work}/state/roles.sql')}"
                 await self._shell(f"{line} || :", "make the roles")
-            for number, database in enumerate(server.databases):
+            for number, database in enumerate(databases):
                 dump = f"{work}/state/{number}.dump"
                 if database.name in live and await self._same(database, live[database.name]):
                     await self._refill(database.name, dump, work)
                 else:
                     await self._replace(database, dump, database.name in live)
         if self._only is None:
-            for name in live.keys() - {database.name for database in server.databases}:
+            for name in live.keys() - {database.name for database in databases}:
                 await self._sql(
                     f"DROP DATABASE {sql.identifier(name)} WITH (FORCE);", _beside(name)
                 )
@@ -236,8 +234,13 @@ class PostgresDriver:
         found = [msgspec.json.decode(line, type=_Database) for line in lines]
         return [d for d in found if self._only is None or d.name == self._only]
 
-    async def _is_superuser(self) -> bool:
-        return (await self._sql(sql.SUPERUSER, self._only or "template1")).strip() == b"on"
+    async def _need_superuser(self) -> None:
+        if (await self._sql(sql.SUPERUSER, self._only or "template1")).strip() != b"on":
+            raise UnsupportedError(
+                f"{self.name}: only a superuser can put a database back exactly, and the role of "
+                f"`url` is none: use postgresql:///{self._only or 'DATABASE'}, which is the "
+                "server's own user over the local socket"
+            )
 
     async def _roles(self) -> bytes:
         if self._only is not None:
@@ -279,14 +282,17 @@ def _connection(hands: Hands, url: str | None) -> tuple[str | None, dict[str, st
     name = unquote(parts.path.strip("/"))
     if (
         parts.scheme not in ("postgres", "postgresql")
-        or parts.hostname not in _LOOPBACK
+        or parts.hostname not in (None, *_LOOPBACK)
         or not name
     ):
         raise ConfigError(
-            f"{hands.name}: the address is not postgresql://USER:PASSWORD@127.0.0.1:PORT/DATABASE",
+            f"{hands.name}: the address is neither postgresql:///DATABASE nor "
+            "postgresql://USER:PASSWORD@127.0.0.1:PORT/DATABASE",
             field="environment.state.url",
         )
-    env |= {"PGHOST": parts.hostname or "", "PGPORT": str(parts.port or 5432)}
+    env["PGPORT"] = str(parts.port or 5432)
+    if parts.hostname:
+        env["PGHOST"] = parts.hostname
     if parts.username:
         env["PGUSER"] = unquote(parts.username)
     if parts.password:
