@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def attached(sandbox: Sandbox, process: Process) -> Process:
 @asynccontextmanager
 async def children(
     provider: LocalProvider, image: SandboxImage, count: int, spec: SandboxSpec = LIVE
-) -> AsyncIterator[list[Sandbox]]:
+) -> AsyncGenerator[list[Sandbox]]:
     """That many sandboxes of an image, made in parallel."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(provider.create(spec, image)) for _ in range(count)]

@@ -25,7 +25,7 @@ LOADER = "ld-linux-x86-64.so.2"
 FACTS = "facts.json"
 """File beside the images: what the dump found (see `Facts`)."""
 
-_CRIU_FD, _IMAGES_FD, _WORK_FD, _CACHE_FD, _FIRST_FD = 100, 101, 102, 103, 104
+_CRIU_FD, _IMAGES_FD, _WORK_FD, _FIRST_FD = 100, 101, 102, 103
 _GHOST_LIMIT = 1 << 30
 _NOISE = "RLIMIT_NOFILE for self"  # it does without
 _KNOWN_KINDS = ("eventfd", "eventpoll", "signalfd", "timerfd", "inotify", "fanotify", "pidfd")
@@ -46,12 +46,11 @@ _OURS_IN_DEV = frozenset(
 
 
 class Places(NamedTuple):
-    """Directories of the host, as descriptors: CRIU, its images, its logs, what it remembers."""
+    """Directories of the host, as descriptors: CRIU, its images, its logs."""
 
     criu: int
     images: int
     work: int
-    cache: int
 
 
 class Upper(NamedTuple):
@@ -141,8 +140,7 @@ def _become_criu(places: Places, arguments: Sequence[str], extra: Sequence[int])
     errors = os.open("stderr.log", flags, 0o644, dir_fd=places.work)
     null = os.open("/dev/null", os.O_RDWR)
     wanted = {0: null, 1: null, 2: errors, _CRIU_FD: places.criu, _IMAGES_FD: places.images}
-    wanted |= {_WORK_FD: places.work, _CACHE_FD: places.cache}
-    wanted |= {_FIRST_FD + number: fd for number, fd in enumerate(extra)}
+    wanted |= {_WORK_FD: places.work} | {_FIRST_FD + number: fd for number, fd in enumerate(extra)}
     first_free = _FIRST_FD + len(extra)
     high: dict[int, int] = {}
     for target, fd in wanted.items():  # out of the way of the targets first
@@ -158,7 +156,7 @@ def _become_criu(places: Places, arguments: Sequence[str], extra: Sequence[int])
     env = {
         "PATH": "/nonexistent",
         "HOME": "/nonexistent",
-        "XDG_RUNTIME_DIR": f"/proc/self/fd/{_CACHE_FD}",
+        "XDG_RUNTIME_DIR": f"/proc/self/fd/{_WORK_FD}",
         "GNUTLS_NO_IMPLICIT_INIT": "1",
     }
     command = [LOADER, "--inhibit-cache", "--library-path", here, f"{here}/criu"]

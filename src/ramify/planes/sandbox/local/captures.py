@@ -82,7 +82,7 @@ class Captures:
         self._jobs.hold()
         try:
             return self._fork(
-                lambda: captor.dump(captor.Places(*fds[:4]), self._jobs.pod, fds[4], uppers)
+                lambda: captor.dump(captor.Places(*fds[:3]), self._jobs.pod, fds[3], uppers)
             )
         except OSError:
             self._jobs.go_on()
@@ -98,7 +98,7 @@ class Captures:
                 self._known(one.request, job)
         self._awaited.clear()
         try:
-            return self._fork(lambda: captor.restore(captor.Places(*fds[:4]), pipes))
+            return self._fork(lambda: captor.restore(captor.Places(*fds[:3]), pipes))
         finally:
             for _inode, fd in pipes:
                 os.close(fd)

@@ -43,7 +43,6 @@ class Lab(NamedTuple):
 
     criu: Path
     dumps: Dumps
-    cache: Path
     owner: int | None
     keeps_inodes: bool
 
@@ -53,12 +52,11 @@ class Lab(NamedTuple):
         work = place / f"work-{uuid.uuid4().hex[:12]}"
         fds: list[int] = []
         try:
-            for directory in (work, self.cache):
-                directory.mkdir(mode=0o700, exist_ok=directory == self.cache)
-                if self.owner is not None:
-                    os.chown(directory, self.owner, self.owner)
+            work.mkdir(mode=0o700)
+            if self.owner is not None:
+                os.chown(work, self.owner, self.owner)
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            paths = (self.criu, place / "images", work, self.cache, *more)
+            paths = (self.criu, place / "images", work, *more)
             fds += [os.open(path, flags) for path in paths]
             yield fds
         finally:

@@ -159,8 +159,10 @@ class LocalProvider:
             await self._nursery.end(name, keep_files=keep)
             frozen = None
             if keep:
-                frozen = await asyncio.to_thread(store.freeze, scratch)
-                await self._nursery.end(name)
+                try:
+                    frozen = await asyncio.to_thread(store.freeze, scratch)
+                finally:
+                    await self._nursery.end(name)
             else:
                 self._drop_later(store, scratch)
             return frozen
@@ -259,8 +261,7 @@ class LocalProvider:
         if self._dumps is None or self._dumps.place != place / "dumps":
             self._dumps = Dumps(place / "dumps")
         is_root = machine.mode == "userns"
-        criu, cache = self._liveness.criu, place / "criu"
-        return Lab(criu, self._dumps, cache, FIRST_ID if is_root else None, is_root)
+        return Lab(self._liveness.criu, self._dumps, FIRST_ID if is_root else None, is_root)
 
     async def _open_store(self) -> LayerStore:
         async with self._lock:
