@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import os
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from small_world import Room, ask, small, tell_to_crash
 
 from ramify.contracts.environment import Environment
+from ramify.contracts.errors import UnsupportedError
 from ramify.contracts.sandbox import Sandbox
 from ramify.contracts.task import Task, TaskPackage
 from ramify.planes.environment.package import PackageEnvironment
@@ -48,13 +52,16 @@ async def crash(world: Environment, sandbox: Sandbox) -> None:
     await asyncio.to_thread(tell_to_crash, (await world.urls())["mail"])
 
 
-def bench_of(room: Room) -> EnvironmentBench:
-    manifest = small(room.place / "small")
+LIVE = (('on_branch = "hook"', 'on_branch = "live"'), ('on_branch = "restart"', ""))
+
+
+def bench_of(room: Room, changes: Sequence[tuple[str, str]] = ()) -> EnvironmentBench:
+    manifest = small(room.place / "small", *changes)
 
     @asynccontextmanager
     async def opened() -> AsyncGenerator[Opened]:
         async with room.sandbox() as (sandbox, ctx):
-            world = room.world(manifest, revertible=True)
+            world = room.world(manifest, revertible=not changes)
             try:
                 yield world, sandbox, ctx
             finally:
@@ -67,6 +74,24 @@ def bench_of(room: Room) -> EnvironmentBench:
 @checks
 async def test_manifest_on_local(check: Check[EnvironmentBench], room: Room) -> None:
     await check.run(bench_of(room))
+
+
+@pytest.mark.namespaces
+@pytest.mark.parametrize(
+    "check",
+    [check for check in ENVIRONMENT_CHECKS if "forkable" in check.needs],
+    ids=lambda check: check.name,
+)
+async def test_manifest_live(check: Check[EnvironmentBench], room: Room) -> None:
+    """The services go on as the processes they are; nothing declares what they remember."""
+    live = replace(room, spec=msgspec.structs.replace(room.spec, live=True))
+    try:
+        await live.provider.prepare(live.spec)
+    except UnsupportedError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    await check.run(bench_of(live, LIVE))
 
 
 @pytest.mark.docker

@@ -7,7 +7,7 @@ import random
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -17,10 +17,11 @@ from ramify import compose
 from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.config import RolloutConfig
 from ramify.contracts.context import Context
-from ramify.contracts.environment import Forkable, Revertible
+from ramify.contracts.environment import Forkable, Revertible, WorldState
 from ramify.contracts.errors import EnvironmentFailed, UnsupportedError
 from ramify.contracts.events import AnyEvent
-from ramify.contracts.sandbox import SandboxProvider, SandboxSpec
+from ramify.contracts.frozen import Freezable, Snapshottable
+from ramify.contracts.sandbox import Sandbox, SandboxImage, SandboxProvider, SandboxSpec
 from ramify.contracts.task import Task, TaskPackage
 from ramify.engine.cancel import Cancellation
 from ramify.engine.clock import SystemClock
@@ -113,7 +114,8 @@ class _Stand:
             raise UnsupportedError(f"sandbox `{choice.sandbox}`: {probe.detail}; {probe.remedy}")
         can = self.provider.capabilities()
         wanted = compose.sandbox_spec(self.task, choice.sandbox, can)
-        self.spec, lacking = compose.enforced(wanted, can)
+        spec, lacking = compose.enforced(wanted, can)
+        self.spec = msgspec.structs.replace(spec, live=can.snapshot == "live")
         selected = [f"{key}={value}" for key, value in self.spec.env.items()]
         return ", ".join([*selected, *(f"{name} is not limited here" for name in lacking)])
 
@@ -193,6 +195,14 @@ async def check_world(choice: WorldChoice) -> AsyncGenerator[WorldStep]:
         yield await check.timed("teardown", check.teardown)
 
 
+async def _captured(sandbox: Sandbox) -> SandboxImage:
+    if sandbox.spec.live and isinstance(sandbox, Snapshottable):
+        return await sandbox.checkpoint()
+    if isinstance(sandbox, Freezable):
+        return await sandbox.freeze()
+    raise UnsupportedError("this sandbox cannot be frozen")
+
+
 class _LeftOut(Exception):  # noqa: N818  (no error: a step has nothing to do)
     """A step does not apply."""
 
@@ -261,17 +271,39 @@ class _Check:
         return changed
 
     async def branch(self) -> str:
-        """How each service would come through a checkpoint."""
+        """A copy of the world, made through a checkpoint, holds what the world held."""
         world, ctx = self.stand.world, self.stand.ctx
-        assert ctx.sandbox is not None
-        live = ctx.sandbox.capabilities().snapshot == "live"
+        sandbox, provider = ctx.sandbox, self.stand.provider
+        if sandbox is None or sandbox.capabilities().snapshot == "none":
+            raise _LeftOut("this sandbox has no file system of its own to freeze")
+        before = await world.describe()
         try:
-            ways = await world.quiesce(live)
+            ways = await world.quiesce(sandbox.spec.live)
+            image = await _captured(sandbox)
         except UnsupportedError as refusal:
+            await world.resume()
             raise _LeftOut(f"refused: {refusal}") from None
-        await world.resume()
-        await until_healthy(world, ctx, compose.readiness_timeout(self.stand.task))
+        try:
+            if await self._copied(image) != before:
+                raise EnvironmentFailed("a copy of the world is not what the world was")
+        finally:
+            await provider.discard(image)
         return ", ".join(f"{name}: {way}" for name, way in ways.items()) or "no services"
+
+    async def _copied(self, image: SandboxImage) -> WorldState:
+        """What a copy of the world holds; it is gone afterwards."""
+        stand = self.stand
+        sandbox = await stand.provider.create(stand.spec, image)
+        ctx = replace(stand.ctx, sandbox=sandbox, artifacts=stand.scratch / "copy")
+        try:
+            copy = await stand.world.fork(sandbox, ctx)
+            try:
+                await until_healthy(copy, ctx, compose.readiness_timeout(stand.task))
+                return await copy.describe()
+            finally:
+                await uninterrupted(copy.teardown())
+        finally:
+            await uninterrupted(sandbox.teardown())
 
     async def teardown(self) -> str:
         """End the world and its sandbox."""

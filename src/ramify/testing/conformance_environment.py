@@ -20,7 +20,7 @@ import msgspec
 from ramify.contracts.context import Context
 from ramify.contracts.environment import Environment, Forkable, Revertible, StateSnapshot
 from ramify.contracts.errors import EnvironmentFailed, RamifyError, UnsupportedError
-from ramify.contracts.frozen import Freezable
+from ramify.contracts.frozen import Freezable, Snapshottable
 from ramify.contracts.sandbox import Sandbox, SandboxImage
 from ramify.testing.check import (
     Check,
@@ -286,11 +286,21 @@ async def _describe_sees_changes(bench: EnvironmentBench) -> None:
             require(await world.describe() != first, "describe does not see the change")
 
 
-async def _quiesced(world: Environment) -> Forkable:
+async def _captured(sandbox: Sandbox) -> SandboxImage:
+    if sandbox.spec.live and isinstance(sandbox, Snapshottable):
+        return await sandbox.checkpoint()
+    if isinstance(sandbox, Freezable):
+        return await sandbox.freeze()
+    raise CheckSkipped("the sandbox cannot be frozen")
+
+
+async def _quiesced(world: Environment, sandbox: Sandbox) -> Forkable:
     if not isinstance(world, Forkable):
         raise ConformanceError("the world was forkable a moment ago")
     try:
-        await world.quiesce(False)
+        ways = await world.quiesce(sandbox.spec.live)
+        strange = set(ways.values()) - {"live", "restart", "hook"}
+        require(not strange, f"services come through as {strange}, which is no way")
     except UnsupportedError as refusal:
         raise CheckSkipped(f"it needs live processes: {refusal}") from None
     return world
@@ -302,7 +312,7 @@ async def _resume_undoes_quiesce(bench: EnvironmentBench) -> None:
     async with _started(bench) as (world, sandbox, ctx):
         await bench.alter(world, sandbox)
         before = await bench.seen(world, sandbox)
-        await (await _quiesced(world)).resume()
+        await (await _quiesced(world, sandbox)).resume()
         await _healthy(world, ctx)
         equal(await bench.seen(world, sandbox), before, "the state after resume")
 
@@ -313,10 +323,10 @@ async def _forks_are_copies(bench: EnvironmentBench) -> None:
     async with _started(bench) as (world, sandbox, ctx):
         await bench.alter(world, sandbox)
         before = await bench.seen(world, sandbox)
-        if not isinstance(sandbox, Freezable) or sandbox.capabilities().snapshot == "none":
+        if sandbox.capabilities().snapshot == "none":
             raise CheckSkipped("the sandbox cannot be frozen")
-        forkable = await _quiesced(world)
-        image = await sandbox.freeze()
+        forkable = await _quiesced(world, sandbox)
+        image = await _captured(sandbox)
         assert ctx.sandboxes is not None
         try:
             async with asyncio.TaskGroup() as group:
