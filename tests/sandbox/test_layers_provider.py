@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from ramify.contracts.errors import SandboxError
 from ramify.contracts.frozen import Freezable
 from ramify.contracts.sandbox import Sandbox, SandboxImage, SandboxSpec
+from ramify.planes.sandbox import layer_freeze
 from ramify.planes.sandbox.local import LocalProvider
 
 pytestmark = pytest.mark.namespaces
@@ -61,6 +64,28 @@ async def test_a_deep_chain(mode: str, tmp_path: Path, namespaces_available: Non
     await chain(provider, tmp_path / "home", 70)
     await provider.aclose()
     assert os.listdir(tmp_path / "home" / "store" / "layers") == []
+
+
+async def test_a_freeze_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, namespaces_available: None
+) -> None:
+    def full(*_: object, sync: bool) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    provider = LocalProvider(tmp_path / "home")
+    sandbox = await provider.create(HOST)
+    assert (await sandbox.exec("echo x > /srv/x")).ok
+    monkeypatch.setattr(layer_freeze, "write_json", full)
+    with pytest.raises(SandboxError, match="no space left"):
+        await freeze(sandbox)
+    await sandbox.teardown()
+    store = tmp_path / "home" / "store"
+    assert [list((store / name).iterdir()) for name in ("layers", "images")] == [[], []]
+    (engine,) = (store / "engines").iterdir()
+    assert [path.name for path in engine.iterdir() if path.is_dir()] == []
+    (run,) = (tmp_path / "home" / "run").iterdir()
+    assert not list(run.glob(f"{sandbox.id}*"))
+    await provider.aclose()
 
 
 async def main(home: str) -> None:

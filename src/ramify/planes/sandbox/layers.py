@@ -26,7 +26,7 @@ from typing import IO
 
 import msgspec
 
-from ramify.contracts.errors import ConfigError, StoreError
+from ramify.contracts.errors import ConfigError, SandboxError, StoreError
 from ramify.contracts.sandbox import SandboxImage
 from ramify.planes.sandbox.digests import digest_stack
 from ramify.planes.sandbox.layer_claim import Claim, chain_digest, trash_in
@@ -319,12 +319,14 @@ class LayerStore:
 
         Costs a rename; on top of `max_depth` frozen layers also links to all their files.
 
-        Raises: SandboxError (too many layers, which cannot be merged), OSError.
+        Raises: SandboxError (no room, or too many layers, which cannot be merged).
         """
         try:
             return self._freezer.freeze(scratch)
-        except BaseException:
+        except BaseException as error:
             self.drop(scratch)
+            if isinstance(error, OSError):
+                raise SandboxError(f"the file system cannot be frozen: {error}") from error
             raise
 
     # Comparing

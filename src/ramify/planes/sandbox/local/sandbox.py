@@ -67,6 +67,7 @@ class LocalSandbox:
         self._servers: list[network.Server] = []
         self._exposed: dict[int, Endpoint] = {}
         self._ending: asyncio.Task[SandboxImage | None] | None = None
+        self._kept = False
         if birth.disk_watch is not None:
             birth.disk_watch.start(self._kill_everything)
 
@@ -164,11 +165,18 @@ class LocalSandbox:
 
     async def teardown(self) -> None:
         """End it and remove everything that belongs to it. Idempotent, bounded in time."""
-        await self.end(keep=False)
+        try:
+            await self.end(keep=False)
+        except SandboxLostError:
+            raise
+        except SandboxError:
+            if not self._kept:  # else it is gone, and whoever froze it was told what went wrong
+                raise
 
     async def end(self, *, keep: bool) -> SandboxImage | None:
         """End it once, and keep its files if asked; a caller's cancellation does not stop it."""
         if self._ending is None:
+            self._kept = keep
             self._ending = asyncio.ensure_future(self._finish(keep))
         return await asyncio.shield(self._ending)
 
