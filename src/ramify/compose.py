@@ -67,6 +67,7 @@ TABLE: Mapping[str, Mapping[str, str]] = {
     "exporters": {
         "verifiers": "ramify.edges.outbound.verifiers:export_verifiers",
         "tree": "ramify.edges.outbound.tree:export_trees",
+        "pairs": "ramify.edges.outbound.pairs:export_pairs",
     },
     "tasksets": {
         "directory": "ramify.tasks.taskset:load_taskset",

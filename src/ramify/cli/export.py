@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ import msgspec
 
 from ramify import compose
 from ramify.cli.options import job_argument
+from ramify.contracts.errors import UnsupportedError
 from ramify.kernel.schemes import SCHEMES
 from ramify.kernel.weights import WeightScheme
 
@@ -45,7 +47,8 @@ def command(
 ) -> None:
     """Write the trajectories of RUN as JSON Lines.
 
-    The format `verifiers` has one record per root-to-leaf path, `tree` one per rollout.
+    The format `verifiers` has one record per root-to-leaf path, `tree` one per rollout, `pairs` one
+    per pair of continuations of which one is better.
     """
     # An exporter of another package may not know these: they are named only where they are wanted.
     wanted = {
@@ -56,7 +59,10 @@ def command(
     }
     options: dict[str, Any] = {key: value for key, value in wanted.items() if value is not None}
     options["scored_only"] = scored_only
-    records: Iterable[dict[str, Any]] = compose.exporter(name)(job, **options)
+    export = compose.exporter(name)
+    if unknown := sorted(options.keys() - inspect.signature(export).parameters.keys()):
+        raise UnsupportedError(f"the format {name!r} has no --{unknown[0].replace('_', '-')}")
+    records: Iterable[dict[str, Any]] = export(job, **options)
     count = 0
     with ExitStack() as stack:
         target = stack.enter_context(output.open("wb")) if output else sys.stdout.buffer

@@ -12,6 +12,7 @@ from ramify.kernel.credit import (
     gae,
     segment_advantages,
     treerl_advantages,
+    vine_advantages,
 )
 from ramify.kernel.groups import GROUP_RULES
 from ramify.kernel.outline import Number
@@ -65,6 +66,7 @@ _EDGE_RULES: dict[str, tuple[Estimator, _EdgeRule]] = {
     "node": (Estimator.CHILD_MEAN, forest_advantages),
     "spo": (Estimator.CHILD_MEAN, lambda forest: [segment_advantages(t) for t in forest]),
     "gae": (Estimator.CHILD_MEAN, lambda forest: [gae(t) for t in forest]),
+    "vineppo": (Estimator.CHILD_MEAN, lambda forest: [_vine(t) for t in forest]),
     "treerl": (Estimator.LEAF_MEAN, lambda forest: [treerl_advantages(t) for t in forest]),
 }
 
@@ -76,8 +78,9 @@ def assign_credit(scheme: str, forest: Sequence[Values]) -> list[Credit]:
     """Advantages of all trees of one task.
 
     Args:
-        scheme: one of SCHEMES. `node` (leave-one-out), `spo`, `gae` and `treerl` credit edges, the
-            others whole paths; those named after systems do as those do by default.
+        scheme: one of SCHEMES. `node` (leave-one-out), `spo`, `gae`, `vineppo` and `treerl` credit
+            edges, the others whole paths; those named after systems do as those do by default.
+            `vineppo` credits the first path of each tree alone: the others estimate its values.
         forest: the trees, valued by child means.
 
     Raises:
@@ -95,6 +98,18 @@ def assign_credit(scheme: str, forest: Sequence[Values]) -> list[Credit]:
         Credit(scheme, ends=dict(zip(ids, found, strict=True)))
         for ids, found in zip(ends, GROUP_RULES[scheme](rewards), strict=True)
     ]
+
+
+def _vine(tree: Values) -> Advantages:
+    """VinePPO on the first path: from the root by the oldest child that was sampled."""
+    found: Advantages = [None] * len(tree)
+    oldest = {tree.outline.parents[n]: n for n in range(len(tree) - 1, 0, -1) if tree.sampled[n]}
+    end = 0
+    while end in oldest:
+        end = oldest[end]
+    for node, advantage in vine_advantages(tree, end).items():
+        found[node] = advantage
+    return found
 
 
 def _as(tree: Values, estimator: Estimator) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import exp, lgamma, log, log1p
 from statistics import NormalDist
 
@@ -10,6 +11,7 @@ _TINY = 1e-300
 _CLOSE = 1e-15
 
 
+@lru_cache(maxsize=256)
 def t_quantile(p: float, dof: float) -> float:
     """The value that a t variable with `dof` degrees of freedom stays below with chance `p`.
 

@@ -72,7 +72,7 @@ def credited_trees(
         StoreError: the run directory cannot be read.
     """
     if weights is not None and weights not in tuple(WeightScheme):
-        raise UnknownNameError("weight scheme", weights, WeightScheme)
+        raise UnknownNameError("weight scheme", weights, [each.value for each in WeightScheme])
     if advantage is not None and advantage not in SCHEMES:
         raise UnknownNameError("advantage", advantage, SCHEMES)
     if not isfinite(minimum):
