@@ -17,9 +17,9 @@ Run = Callable[[Sequence[str]], Awaitable[bytes]]
 State = dict[str, Any]
 
 _INSIDE = r"""
-import errno, hashlib, http.client, json, os, socket, sqlite3, sys
+import errno, hashlib, http.client, json, os, socket, sqlite3, subprocess, sys
 
-targets = json.loads(sys.argv[1])
+targets, password = json.loads(sys.argv[1])
 
 
 def dumps():
@@ -29,6 +29,18 @@ def dumps():
             database = sqlite3.connect(f"file:/data/{name}?mode=ro", uri=True, timeout=30)
             found[name] = list(database.iterdump())
             database.close()
+    if os.path.exists("/data/postgres"):
+        env = {**os.environ, "PGPASSWORD": password}
+        line = ["pg_dump", "-h", "127.0.0.1", "-U", "office", "office"]
+        text = subprocess.check_output(line, env=env, text=True)
+        # The order of rows in a table means nothing; newer versions put a random word around.
+        rows = [row for row in text.splitlines() if "restrict " not in row]
+        found["postgres"] = sorted(rows)
+    if os.path.exists("/data/redis"):
+        cli = ["redis-cli", "--no-auth-warning", "-a", password, "--raw"]
+        for key in sorted(subprocess.check_output([*cli, "KEYS", "*"], text=True).split()):
+            found[key] = subprocess.check_output([*cli, "HGETALL", key], text=True).splitlines()
+            found[key] = sorted(zip(found[key][::2], found[key][1::2]))
     return found
 
 
@@ -36,7 +48,8 @@ def files(*places):
     found = {}
     for place in places:
         for folder, folders, names in os.walk(place):
-            folders.sort()
+            # What servers keep in their own way is dumped instead.
+            folders[:] = sorted(n for n in folders if n not in ("postgres", "redis"))
             for name in folders + sorted(names):
                 path = os.path.join(folder, name)
                 about = os.lstat(path)
@@ -90,7 +103,7 @@ def processes():
 
 def mounts():
     # Where a layer lies on the host may differ; where it is seen and how may not.
-    found = []
+    found = {}
     with open("/proc/self/mountinfo") as file:
         for line in file:
             before, _, after = line.partition(" - ")
@@ -98,8 +111,8 @@ def mounts():
             kind, _, super_options = after.split()
             shown = [o for o in super_options.split(",") if not o.startswith(
                 ("lowerdir", "upperdir", "workdir", "gid=", "uid="))]
-            found.append([where, sorted(options.split(",")), kind, sorted(shown)])
-    return sorted(found)
+            found.setdefault(where, []).append([sorted(options.split(",")), kind, sorted(shown)])
+    return found
 
 
 def network():
@@ -137,12 +150,13 @@ _CONTROLS = {
 }
 
 
-async def look(run: Run, targets: Sequence[tuple[str, int]] = ()) -> State:
+async def look(run: Run, targets: Sequence[tuple[str, int]] = (), password: str = "") -> State:
     """Rows, files, logs, processes, mounts, network and limits of one world.
 
-    `targets` are addresses outside that the inside tries to reach.
+    `targets` are addresses outside that the inside tries to reach; `password` is that of database
+    servers.
     """
-    text = await run(["python3", "-I", "-B", "-c", _INSIDE, json.dumps(list(targets))])
+    text = await run(["python3", "-I", "-B", "-c", _INSIDE, json.dumps([list(targets), password])])
     state: State = json.loads(text)
     state["limits"] = _limits(state.pop("pid namespace"))
     return state

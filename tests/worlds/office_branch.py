@@ -110,7 +110,7 @@ class Life:
 
     async def look(self) -> State:
         """What the checker sees."""
-        return await look(self.run, TARGETS)
+        return await look(self.run, TARGETS, "north-7c1e")
 
     async def close(self) -> None:
         """End the world and its sandbox."""

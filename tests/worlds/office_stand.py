@@ -47,7 +47,7 @@ class Office:
         self.first = free_ports()
         self.databases = databases or {}
         if not self.home.exists():
-            ignored = shutil.ignore_patterns("__pycache__", "verifier")
+            ignored = shutil.ignore_patterns("__pycache__", "office_grader")
             shutil.copytree(OFFICE / "world", self.home, ignore=ignored)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         for name in NAMES:

@@ -121,7 +121,7 @@ def reward(name: str, text: str, root: Path) -> tuple[float, str]:
         script = root / "solve.sh"
         script.write_text(text)
         run(script, office)
-        shutil.copytree(OFFICE / "world" / "verifier", root / "tests" / "verifier")
+        shutil.copytree(OFFICE / "world" / "office_grader", root / "tests" / "office_grader")
         shutil.copytree(TASKS / name / "tests", root / "tests", dirs_exist_ok=True)
         said = run(root / "tests" / "test.sh", office)
         return float((root / "logs" / "verifier" / "reward.txt").read_text()), said

@@ -1,3 +1,3 @@
 #!/bin/sh
 # The grader belongs to the world and is hidden from agents; see `hidden_from_agent`.
-cd "$RAMIFY_ROOT/tests" && exec python3 -m verifier publish-policy
+cd "$RAMIFY_ROOT/tests" && exec python3 -m office_grader publish-policy

@@ -1,4 +1,4 @@
-"""Grade one task: `python3 verifier TASK`, as root. Writes the reward where it is looked for."""
+"""Grade one task, as root: `python3 -m office_grader TASK`. Writes the reward for the verifier."""
 
 from __future__ import annotations
 
