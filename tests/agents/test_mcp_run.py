@@ -13,7 +13,7 @@ from ramify.envs.run import run
 from ramify.kernel.trajectory import trajectories
 from ramify.kernel.tree import tree_from_events
 from ramify.testing.openai_server import OpenAIServer
-from ramify.testing.scripted_model import Seen, call
+from ramify.testing.scripted_model import ScriptedModel, Seen, call
 
 SMALL = Path(__file__).with_name("mcp_small.py").read_text()
 SKILL = """---
@@ -145,6 +145,35 @@ async def test_without_skills_none_is_named(tmp_path: Path) -> None:
     said = answers(tmp_path / "out", result.rollout_id)
     assert said[0] == "Error: wrong key"
     assert "skills" not in said[1]
+
+
+@pytest.mark.namespaces
+@pytest.mark.live
+@pytest.mark.parametrize("server", ["stdio", "localhost"])
+async def test_children_of_a_branch_go_on_with_the_server(tmp_path: Path, server: str) -> None:
+    files = {**FILES, "setup.sh": SETUP}
+    if server != "stdio":
+        files["environment/http"] = ""
+    text = IMAGE_FREE.format(server=STDIO if server == "stdio" else http(server))
+    files["task.toml"] = TASK.format(more=text)
+    options = RunOptions(
+        out=tmp_path / "out",
+        model=ScriptedModel(SCRIPT),
+        branch="group:3@step:1",
+        max_retries=0,
+        rollout=RolloutConfig(skill_mode=SkillMode.WITH_SKILL),
+    )
+    task = write(tmp_path / "task", files)
+    report = await run(task, agent="chat", sandbox="local", options=options)
+    for result in report.results:
+        assert (result.outcome, result.reward, result.error) == ("scored", 1.0, None)
+        paths = trajectories(tree_from_events(read_events(tmp_path / "out", result.rollout_id)))
+        assert len(paths) == 3
+        for path in paths:
+            said = [message.content for message in path.completion if message.role == "tool"]
+            assert said[1:] == ["the word is plum", "wrote 4 bytes to /app/answer.txt"]
+            [branch] = [step for step in path.steps if step.role == "branch"]
+            assert branch.info["fidelity"] == "live"
 
 
 COMPOSE = """
