@@ -19,8 +19,9 @@ from ramify.contracts.environment import ReadinessProbe
 from ramify.contracts.sandbox import Sandbox, SandboxProvider, SandboxSpec
 from ramify.contracts.task import Task
 from ramify.planes.environment.manifest import load_manifest
+from ramify.planes.environment.options import WorldOptions
 from ramify.planes.environment.state.make import make_driver
-from ramify.planes.environment.world import ManifestEnvironment, WorldOptions
+from ramify.planes.environment.world import ManifestEnvironment
 from ramify.testing.context import make_context
 
 SMALL = Path(__file__).parent / "small"

@@ -232,6 +232,25 @@ async def test_persistent_state_goes_on(room: Room) -> None:
 
 
 @pytest.mark.namespaces
+async def test_persistent_rollouts_of_a_job(tmp_path: Path) -> None:
+    """One after the other, also where verification ends the sandbox that the state is in."""
+    small(tmp_path / "small", ("[environment]", '[environment]\nisolation = "persistent"'))
+    test = """python3 -c "
+import json
+rows = json.load(open('/tests/world.json'))['state']['sqlite /srv/small/mail.db']
+notes = [key for key in rows if key.startswith('notes[')]
+open('/logs/verifier/reward.txt', 'w').write(str(len(notes) / 4))"
+"""
+    task = task_in(tmp_path, f'{IN_SMALL}isolation = "filesystem"\n', test=test)
+    options = RunOptions(out=tmp_path / "run", repeats=3, concurrency=3, max_retries=0)
+    report = await ramify.run(task, agent="oracle", sandbox="local", options=options)
+    assert sorted(result.reward or 0.0 for result in report.results) == [0.25, 0.5, 0.75], [
+        result.error for result in report.results
+    ]
+    assert {result.grader_isolation for result in report.results} == {"filesystem"}
+
+
+@pytest.mark.namespaces
 async def test_per_task_state_does_not(room: Room) -> None:
     manifest = small(room.place / "w")
     for _ in range(2):

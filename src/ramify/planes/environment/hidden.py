@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ramify.contracts.errors import EnvironmentFailed, UnsupportedError
+from ramify.contracts.inside import SOLUTION_DIR, TESTS_DIR, VERIFIER_LOGS_DIR, inside
 from ramify.contracts.sandbox import Sandbox
 
 _SEARCH_SEC = 300.0
+_OURS = frozenset({VERIFIER_LOGS_DIR, TESTS_DIR, SOLUTION_DIR})
+"""Directories that are ours: empty, they may be there, whatever a pattern says of their names."""
 _SHOWN = 5
 
 
@@ -95,7 +98,13 @@ async def refuse_hidden(sandbox: Sandbox, patterns: Sequence[str], below: str, w
     paths = [path.removeprefix(b"./") for path in found.stdout.split(b"\0") if path]
     prefix = below.rstrip("/")
     there = [f"{prefix}/{path.decode(errors='replace')}" for path in paths]
-    if seen := [path for path in there if is_hidden(path, patterns)]:
+    seen = [path for path in there if is_hidden(path, patterns)]
+    if ours := _OURS.intersection(seen):
+        words = " ".join(inside(path) for path in sorted(ours))
+        content = await sandbox.exec(f"find {words} -mindepth 1", user="root", cwd="/")
+        seen = [path for path in seen if path not in ours]
+        seen += content.stdout.decode(errors="replace").splitlines()
+    if seen:
         more = f" and {len(seen) - _SHOWN} more" if len(seen) > _SHOWN else ""
         raise EnvironmentFailed(
             f"{what} holds files that the manifest hides from agents: {', '.join(seen[:_SHOWN])}"

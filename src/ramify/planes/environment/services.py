@@ -119,13 +119,9 @@ class Services:
         self._stopped: set[str] = set()
 
     @property
-    def stopped(self) -> frozenset[str]:
-        """Services that were stopped on purpose."""
-        return frozenset(self._stopped)
-
-    def get(self, name: str) -> Running | None:
-        """The running service of that name; None where it is not ours or not started."""
-        return self._running.get(name)
+    def lost(self) -> bool:
+        """Whether a service went with its sandbox."""
+        return any(running.lost for running in self._running.values())
 
     async def start_all(self) -> None:
         """Start every service that has a command, in order.
@@ -144,29 +140,25 @@ class Services:
         spec = ServiceSpec(ENTRYPOINT, user=user, cwd=cwd)
         await self._spawn(spec, command)
 
-    async def start(self, name: str) -> None:
-        """Start one service again. Raises: EnvironmentFailed, UnsupportedError."""
-        spec = self._spec(name)
-        if spec.command is None:
-            raise UnsupportedError(
-                f"the service {name!r} is started by the image's entrypoint; give it a `command` "
-                "in the manifest if it has to be started by itself"
-            )
-        earlier = self._running.get(name)
-        if earlier is not None:
-            await earlier.aclose()
-        await self._check_ports([spec])
-        await self._spawn(spec, spec.command, earlier.log.tail if earlier else b"")
-        self._stopped.discard(name)
+    async def start(self, names: Sequence[str]) -> None:
+        """Start services again, in the world's order.
+
+        Raises: EnvironmentFailed, UnsupportedError (the entrypoint started one of them).
+        """
+        specs = [(spec, _command(spec)) for spec in self.order if spec.name in names]
+        earlier = {spec.name: self._running.get(spec.name) for spec, _ in specs}
+        for running in earlier.values():
+            if running is not None:
+                await running.aclose()
+        await self._check_ports([spec for spec, _ in specs])
+        for spec, command in specs:
+            before = earlier[spec.name]
+            await self._spawn(spec, command, before.log.tail if before else b"")
+            self._stopped.discard(spec.name)
 
     async def stop(self, name: str) -> None:
         """Stop one service. Idempotent. Raises: UnsupportedError (the entrypoint started it)."""
-        spec = self._spec(name)
-        if spec.command is None:
-            raise UnsupportedError(
-                f"the service {name!r} is started by the image's entrypoint and cannot be stopped "
-                "by itself"
-            )
+        _command(self._spec(name))
         self._stopped.add(name)
         running = self._running.get(name)
         if running is not None:
@@ -294,6 +286,15 @@ class Services:
                 raise EnvironmentFailed(
                     f"port {spec.port} of the service {spec.name!r} is taken already{who}"
                 )
+
+
+def _command(spec: ServiceSpec) -> str:
+    if spec.command is None:
+        raise UnsupportedError(
+            f"the service {spec.name!r} is started by the image's entrypoint; give it a `command` "
+            "in the manifest if it has to be stopped and started by itself"
+        )
+    return spec.command
 
 
 def _ended(running: Running) -> str:

@@ -83,7 +83,7 @@ class Site:
 
     async def start(self, service: str) -> None:
         """Start a service again and wait until it is healthy."""
-        await self.services.start(service)
+        await self.services.start([service])
         await self.settle([service])
 
     async def settle(self, names: Sequence[str]) -> None:

@@ -6,21 +6,21 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, Unpack
 from urllib.parse import urlsplit
 
 import msgspec
 
 from ramify.contracts.context import Context
-from ramify.contracts.drivers import DriverWorld, StateDriver
 from ramify.contracts.environment import ReadinessProbe, StateSnapshot, WorldState
 from ramify.contracts.errors import ConfigError, EnvironmentFailed, UnsupportedError
 from ramify.contracts.sandbox import Sandbox
 from ramify.planes.environment.hidden import refuse_hidden, refuse_hidden_in_image
 from ramify.planes.environment.manifest import Manifest, load_manifest
+from ramify.planes.environment.options import WorldOptions, WorldWays
 from ramify.planes.environment.package import PackageEnvironment
 from ramify.planes.environment.parts import Parts
 from ramify.planes.environment.persistent import PersistentState
@@ -29,42 +29,9 @@ from ramify.planes.environment.records import StateSpec
 from ramify.planes.environment.site import Site
 from ramify.planes.environment.state.make import make_driver
 
-DriverMaker = Callable[[StateSpec, Sandbox, DriverWorld], StateDriver]
-
 _MEMORY_KINDS = ("http", "command", "process")
 """Kinds of state that, naming a service, stand for what it has in memory."""
 _PORTS = {"postgresql": 5432, "postgres": 5432, "redis": 6379}
-
-
-@dataclass(frozen=True, slots=True)
-class WorldOptions:
-    """How a manifest is run.
-
-    Attributes:
-        make_driver: makes the driver of a declared state.
-        home: where copies without hidden files are kept.
-        keep: where a persistent world's state is kept between episodes.
-        wanted: the services that the task uses; empty: all.
-        revertible: whether `reset` will be asked for, which costs a snapshot at the start.
-        declared_only: `snapshot` and `restore` are about declared state; what a service has in
-            memory beside it is left as it is, instead of being refused.
-        wait_sec: how long an episode of a persistent world waits for the one before it.
-    """
-
-    make_driver: DriverMaker
-    home: Path
-    keep: Path
-    wanted: Sequence[str] = ()
-    revertible: bool = False
-    declared_only: bool = False
-    wait_sec: float = 3600.0
-
-
-class _How(TypedDict, total=False):
-    wanted: Sequence[str]
-    revertible: bool
-    declared_only: bool
-    wait_sec: float
 
 
 @dataclass(slots=True)
@@ -91,7 +58,7 @@ class ManifestEnvironment:
         self._parts = Parts(())
         self._specs: tuple[StateSpec, ...] = ()
         self._kept: PersistentState | None = None
-        self._loaded = False
+        self._loaded = self._saved = False
         self._scratch: Path | None = None
         self._snapshots: dict[str, StateSnapshot] = {}
         self._baseline: StateSnapshot | None = None
@@ -99,7 +66,7 @@ class ManifestEnvironment:
         self._hooks: _Hooks | None = None
 
     @classmethod
-    def open(cls, path: Path, *, home: Path, keep: Path, **how: Unpack[_How]) -> Self:
+    def open(cls, path: Path, *, home: Path, keep: Path, **how: Unpack[WorldWays]) -> Self:
         """The world of the manifest at a path; the other arguments are those of `WorldOptions`.
 
         Raises: ConfigError (the manifest), UnsupportedError (a topology that is not served).
@@ -183,6 +150,10 @@ class ManifestEnvironment:
         site = self._here()
         site.check()
         state = await self._parts.describe()
+        if self._kept is not None and self._healthy:
+            # What verifies next may end the sandbox that teardown would save from.
+            await self._kept.save(self._parts)
+            self._saved = True
         return {
             "name": self._manifest.environment.name,
             "services": site.services.facts(),
@@ -200,7 +171,9 @@ class ManifestEnvironment:
         kept, self._kept = self._kept, None
         scratch, self._scratch = self._scratch, None
         try:
-            if kept is not None and site is not None and self._healthy:
+            # Where the verifier ended the sandbox, the state was saved when it was queried.
+            gone = site is None or (self._saved and site.services.lost)
+            if kept is not None and self._healthy and site is not None and not gone:
                 site.check()
                 await kept.save(self._parts)
         finally:
@@ -251,8 +224,9 @@ class ManifestEnvironment:
         try:
             await self._parts.restore(self._scratch / snapshot.id, snapshot.digest)
         finally:
-            for name in again:
-                await site.start(name)
+            if again:
+                await site.services.start(again)
+                await site.settle(again)
         site.check()
 
     async def reset(self) -> None:
@@ -420,8 +394,8 @@ class ManifestEnvironment:
         """Start what was stopped, in order, and give hooks their state."""
         site = self._here()
         again = [s.name for s in site.services.order if s.name in hooks.restarted]
-        for name in again:
-            await site.services.start(name)
+        if again:
+            await site.services.start(again)
         if hooks.hooked:
             await site.settle(hooks.hooked)
         for index, place in hooks.places.items():
