@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,16 @@ from ramify.contracts.errors import ConfigError
 from ramify.planes.sandbox.docker.context import make_context
 
 
-def names(root: Path, dockerfile: str = "Dockerfile") -> list[str]:
-    context = make_context(root, dockerfile)
+def names(root: Path, dockerfile: str = "Dockerfile", sources: Sequence[str] = ()) -> list[str]:
+    context = make_context(root, dockerfile, sources)
     with context.archive:
         context.archive.seek(0)
         with tarfile.open(fileobj=context.archive) as archive:
             return archive.getnames()
 
 
-def digest(root: Path, dockerfile: str = "Dockerfile") -> str:
-    context = make_context(root, dockerfile)
+def digest(root: Path, dockerfile: str = "Dockerfile", sources: Sequence[str] = ()) -> str:
+    context = make_context(root, dockerfile, sources)
     context.archive.close()
     return context.digest
 
@@ -67,6 +68,22 @@ def test_a_dockerfile_can_have_its_own_rules(root: Path) -> None:
     (root / "other.dockerignore").write_text("*.log")
     assert "a.py" not in names(root)
     assert "a.py" in names(root, "other")
+
+
+def test_a_build_sees_its_sources_and_nothing_else(root: Path) -> None:
+    (root / "src/image").write_text("FROM x")
+    (root / "x/unreadable").mkdir(mode=0)
+    found = names(root, "src/image", ["a.py", "src/deep"])
+    assert sorted(found) == ["a.py", "src/deep", "src/deep/c.log", "src/image"]
+    (root / ".dockerignore").write_text("**/*.log\na.py\n")
+    assert names(root, "src/image", ["a.py", "src/deep"]) == [
+        ".dockerignore",
+        "src/deep",
+        "src/image",
+    ]
+    before = digest(root, "src/image", ["src/deep"])
+    (root / "a.py").write_text("changed")
+    assert digest(root, "src/image", ["src/deep"]) == before
 
 
 def test_the_digest_is_of_the_content(root: Path) -> None:

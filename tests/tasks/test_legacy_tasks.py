@@ -231,6 +231,31 @@ def test_a_benchflow_package(tmp_path: Path) -> None:
     assert package.solution.path == "oracle"
 
 
+def test_a_benchflow_package_in_harbors_layout_with_a_world(tmp_path: Path) -> None:
+    root = tmp_path / "item"
+    for relative in ("tests/test.sh", "solution/solve.sh", "task.toml", "../worlds/world.toml"):
+        (root / relative).parent.mkdir(parents=True, exist_ok=True)
+        (root / relative).write_text("[other]\n")
+    front = "benchflow: {environment: {manifest: ../worlds/world.toml}}\nmetadata:"
+    (root / "task.md").write_text(TASK_MD.replace("metadata:", front, 1))
+    package = read_task(root, "set:item", {}).package
+    assert package is not None
+    assert package.solution is not None
+    assert (package.verifier.tests, package.solution.path) == ("tests", "solution")
+    assert package.world == str(tmp_path / "worlds/world.toml")
+    assert package.verifier.network is not None
+    assert package.verifier.network.mode is NetworkMode.NONE
+
+
+def test_a_description_beside_task_toml_is_no_package(tmp_path: Path) -> None:
+    (tmp_path / "task.toml").write_text('[environment]\ndocker_image = "from-toml"\n')
+    (tmp_path / "instruction.md").write_text("From instruction.md.")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test.sh").write_text("true\n")
+    for text in ("# About this task\n", "---\ntitle: About\n---\n## prompt\n\nNo.\n"):
+        assert _benchflow(tmp_path, text).instruction == "From instruction.md."
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -241,6 +266,8 @@ def test_a_benchflow_package(tmp_path: Path) -> None:
         (("timeout_sec: 12", "type: llm-judge"), "verifier.type: 'llm-judge'"),
         (("### more", "## role:coder"), "## role:coder: roles"),
         (("agent: {timeout_sec: 30}", "agent: 3"), "agent: expected `object`"),
+        (("agent: {timeout_sec: 30}", "benchflow: {nudges: {a: 1}}"), "benchflow.nudges: is not"),
+        (("agent: {timeout_sec: 30}", "benchflow: {environment: {manifest: w}}"), "no manifest"),
     ],
 )
 def test_what_is_wrong_in_a_benchflow_package(

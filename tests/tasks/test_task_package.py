@@ -24,6 +24,7 @@ from ramify.contracts.task import (
 from ramify.tasks.dockerfile import workdir_of_dockerfile
 from ramify.tasks.package import read_task
 from ramify.tasks.schema import check_task_toml
+from ramify.tasks.skills import without_skills
 
 FULL = """
 schema_version = "1.4"
@@ -399,6 +400,88 @@ def test_workdir_of_a_dockerfile(directory: Directory, text: str, workdir: str |
     assert workdir_of_dockerfile(text) == workdir
     directory.write("environment/Dockerfile", text)
     assert directory.package().sandbox.workdir == workdir
+
+
+COLLECTION = """
+FROM base
+COPY --chown=a:b set/item/data set/item/solution /data/
+COPY ["set/item/one two", "/data/"]
+COPY --from=other /x /y
+ADD https://example.com/x /z
+COPY shared/file /
+"""
+
+
+@pytest.fixture
+def collected(tmp_path: Path) -> Directory:
+    made = Directory(tmp_path / "set/item")
+    for name in ("data/a", "one two", "../../shared/file"):
+        made.write(name, "x")
+    made.write("environment/Dockerfile", COLLECTION)
+    return made
+
+
+def test_a_dockerfile_for_a_build_at_the_collections_root(collected: Directory) -> None:
+    root = collected.path.parent.parent
+    build = collected.package().sandbox.build
+    assert build == BuildSpec(
+        context=str(root),
+        dockerfile="set/item/environment/Dockerfile",
+        sources=("set/item/data", "set/item/solution", "set/item/one two", "shared/file"),
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("shared/file", "shared/none"),  # not all is there
+        ("shared/file", "."),  # would give the image the tests
+        ("shared/file", "set"),
+        ("shared/file", "shared/../../secret"),  # leads out
+        ("shared/file", "shared/$X"),  # cannot be told
+        ("shared/file", "shared/*"),
+        ("set/item/", "set/other/"),  # another task's
+    ],
+)
+def test_a_dockerfile_that_is_built_beside_itself(
+    collected: Directory, change: tuple[str, str]
+) -> None:
+    collected.write("../other/data/a", "x")
+    collected.write("../other/solution/a", "x")
+    collected.write("../other/one two", "x")
+    (collected.path.parent.parent.parent / "secret").write_text("x")
+    collected.write("environment/Dockerfile", COLLECTION.replace(*change))
+    build = collected.package().sandbox.build
+    assert build == BuildSpec(context=str(collected.path / "environment"))
+
+
+def test_what_is_beside_the_dockerfile_is_built_there(collected: Directory) -> None:
+    for name in ("data", "solution", "one two"):
+        collected.write(f"environment/set/item/{name}", "x")
+    collected.write("environment/shared/file", "x")
+    build = collected.package().sandbox.build
+    assert build == BuildSpec(context=str(collected.path / "environment"))
+
+
+def test_such_a_build_without_skills_has_its_sources_and_nothing_else(
+    collected: Directory, tmp_path: Path
+) -> None:
+    for name in ("data/tips/SKILL.md", "data/tips/more/how.md", "tests/tips/SKILL.md"):
+        collected.write(name, "x")
+    package = without_skills(collected.read(), tmp_path / "home").package
+    assert package is not None
+    assert package.sandbox.build is not None
+    root = Path(package.sandbox.build.context)
+    assert package.sandbox.build.dockerfile == "set/item/environment/Dockerfile"
+    files = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+    assert files == [
+        "set/item/data/a",
+        "set/item/environment/Dockerfile",
+        "set/item/one two",
+        "set/item/solution/solve.sh",
+        "shared/file",
+    ]
+    assert (root / "set/item/data/tips/more").is_dir()
 
 
 MULTI = """

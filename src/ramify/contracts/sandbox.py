@@ -51,11 +51,16 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BuildSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An image to build: a Dockerfile and its context directory on the host."""
+    """An image to build: a Dockerfile and its context directory on the host.
+
+    `dockerfile` is relative to the context. Given `sources`, the build sees nothing of the context
+    but these paths and the Dockerfile.
+    """
 
     context: str
     dockerfile: str = "Dockerfile"
     timeout_sec: float = 600.0
+    sources: tuple[str, ...] = ()
 
 
 class ComposeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,14 +1,18 @@
-"""A hint from a Dockerfile: the work directory of the image it builds."""
+"""Hints from a Dockerfile: the image's work directory, and what of its context is copied."""
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
+import shlex
+from typing import cast
 
 _HEREDOC = re.compile(r"<<-?\s*(?P<quote>[\"']?)(?P<word>\w+)(?P=quote)")
 _FROM = re.compile(
     r"^FROM\s+(?:--\S+\s+)*(?P<base>\S+)(?:\s+AS\s+(?P<name>\S+))?\s*$", re.IGNORECASE
 )
+_COPY = re.compile(r"^(?:COPY|ADD)\s+(?P<rest>.+)$", re.IGNORECASE)
 _WORKDIR = re.compile(r"^WORKDIR\s+(?P<path>.+?)\s*$", re.IGNORECASE)
 
 
@@ -30,6 +34,45 @@ def workdir_of_dockerfile(text: str) -> str | None:
             current = _joined(current, match["path"].strip("\"'"))
             stages[name] = current
     return current
+
+
+def copied_sources(text: str) -> list[str] | None:
+    """The paths of its context that a Dockerfile copies, normalized, relative to the context.
+
+    None where that cannot be told: variables, patterns, or an instruction that is not understood.
+    """
+    found: list[str] = []
+    for line in _instructions(text):
+        match = _COPY.match(line)
+        if match is None:
+            continue
+        words = _words(match["rest"])
+        flags = [word for word in words if word.startswith("--")]
+        if any(flag.startswith("--from=") for flag in flags):
+            continue
+        sources = [word for word in words if not word.startswith("--")][:-1]
+        if not sources or any(re.search(r"[$*?\[]|<<|\\", source) for source in sources):
+            return None
+        local = [source for source in sources if "://" not in source]
+        found += [posixpath.normpath(source.lstrip("/") or ".") for source in local]
+    return found
+
+
+def _words(rest: str) -> list[str]:
+    flags = re.match(r"(?:--\S+\s+)*", rest)
+    end = flags.end() if flags else 0
+    if rest[end:].startswith("["):
+        try:
+            listed: object = json.loads(rest[end:])
+        except ValueError:
+            return []
+        if not isinstance(listed, list):
+            return []
+        return rest[:end].split() + [str(word) for word in cast("list[object]", listed)]
+    try:
+        return shlex.split(rest)
+    except ValueError:
+        return []
 
 
 def _joined(current: str | None, path: str) -> str | None:

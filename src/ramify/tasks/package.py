@@ -32,7 +32,7 @@ from ramify.tasks.schema import (
     check_task_toml,
     parse_task_toml,
 )
-from ramify.tasks.taskmd import read_task_md
+from ramify.tasks.taskmd import is_package_document, read_task_md
 from ramify.tasks.texts import read_instruction
 from ramify.tasks.worlds import Layout, Worlds
 
@@ -42,7 +42,6 @@ _FOREIGN_FILES: Mapping[str, str] = {
 }
 """Files of the format that ask for something not served yet."""
 
-_BENCHFLOW = Layout(tests="verifier", solution="oracle")
 _PORTABLE = re.compile(r"[^<>:\"/\\|?*\x00-\x1f\x7f]{1,255}")
 
 
@@ -63,14 +62,15 @@ def read_task(path: Path, task_id: str, environ: Mapping[str, str] | None = None
     """
     root = path.resolve()
     _refuse_foreign(root)
-    if not (root / "task.toml").is_file():
-        if (root / "task.yaml").is_file():
-            return read_legacy_task(root, task_id)
-        if (root / "task.md").is_file():
-            raw, said = read_task_md(root / "task.md")
-            file = str(root / "task.md")
-            table = check_task_toml(raw, file)
-            return _task(task_id, root, file, table, said, environ, _BENCHFLOW)
+    has_toml = (root / "task.toml").is_file()
+    if not has_toml and (root / "task.yaml").is_file():
+        return read_legacy_task(root, task_id)
+    document = root / "task.md"
+    # Beside a task.toml, a task.md counts where it is a package's and no mere description.
+    if (not has_toml and document.is_file()) or is_package_document(document):
+        raw, said = read_task_md(document)
+        table = check_task_toml(raw, str(document))
+        return _task(task_id, root, str(document), table, said, environ, _benchflow_layout(root))
     table = parse_task_toml(root / "task.toml")
     prompt = None if table.steps else read_instruction(root / "instruction.md")
     file = str(root / "task.toml")
@@ -107,6 +107,13 @@ def _task(
         metadata=reader.metadata(),
         package=package,
     )
+
+
+def _benchflow_layout(root: Path) -> Layout:
+    """Where a package has its parts: in directories of its own, else in Harbor's."""
+    tests = "verifier" if (root / "verifier").is_dir() else "tests"
+    solution = "oracle" if (root / "oracle").is_dir() else "solution"
+    return Layout(tests=tests, solution=solution)
 
 
 def is_task_dir(path: Path) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,13 +25,16 @@ def without_skills(task: Task, home: Path) -> Task:
     if package is None:
         return task
     source = _context(package)
-    if source is None or not (skills := _skills(source)):
+    spec = package.sandbox
+    parts = (
+        (*spec.build.sources, spec.build.dockerfile) if spec.build and spec.build.sources else ()
+    )
+    if source is None or not (skills := _skills(source, parts)):
         return task
     key = hashlib.blake2b(f"{package.digest} {source.name}".encode(), digest_size=16).hexdigest()
     copy = home / "contexts" / f"{key}-no-skill"
     if not copy.is_dir():
-        _copy(source, copy, skills)
-    spec = package.sandbox
+        _copy(source, copy, skills, parts)
     if spec.build is not None:
         build = msgspec.structs.replace(spec.build, context=str(copy))
         spec = msgspec.structs.replace(spec, build=build)
@@ -49,23 +53,34 @@ def _context(package: TaskPackage) -> Path | None:
     return None
 
 
-def _skills(source: Path) -> set[Path]:
-    """Directories that are skills: those with a SKILL.md, however it is cased."""
+def _skills(source: Path, parts: Sequence[str]) -> set[Path]:
+    """Directories that are skills: those with a SKILL.md, however it is cased.
+
+    Given `parts` of the source, nothing else is looked at.
+    """
     found: set[Path] = set()
-    for folder, _, files in os.walk(source):
-        if any(name.upper() == "SKILL.MD" for name in files):
-            found.add(Path(folder))
+    for place in [source / part for part in parts] or [source]:
+        for folder, _, files in os.walk(place):
+            if any(name.upper() == "SKILL.MD" for name in files):
+                found.add(Path(folder))
     return found
 
 
-def _copy(source: Path, target: Path, skills: set[Path]) -> None:
-    """Copy all but the files of skills. Atomic: who sees `target` sees all of it."""
+def _copy(source: Path, target: Path, skills: set[Path], parts: Sequence[str]) -> None:
+    """Copy all, or some parts, but the files of skills. Who sees `target` sees all of it."""
+    wanted = [source / part for part in (*parts, ".dockerignore")]
+
+    def belongs(place: Path) -> bool:
+        return not parts or any(
+            place.is_relative_to(part) or part.is_relative_to(place) for part in wanted
+        )
 
     def left_out(folder: str, names: list[str]) -> set[str]:
         place = Path(folder)
+        others = {name for name in names if not belongs(place / name)}
         if not any(place == skill or skill in place.parents for skill in skills):
-            return set()
-        return {name for name in names if not _is_directory(place / name)}
+            return others
+        return others | {name for name in names if not _is_directory(place / name)}
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".copying-") as scratch:

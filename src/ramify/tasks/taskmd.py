@@ -12,14 +12,24 @@ from ramify.tasks.texts import read_text
 from ramify.tasks.yamltext import parse_yaml
 
 _FRONT = re.compile(r"\A---[ \t]*\n(?P<front>.*?)^---[ \t]*\n(?P<body>.*)\Z", re.DOTALL | re.M)
+_SCHEMA = re.compile(r"^(?:schema_version|version)[ \t]*:", re.MULTILINE)
 _SECTION = re.compile(r"^## +(?P<name>prompt|role:[^\n]*|user-persona)[ \t]*$", re.MULTILINE)
+
+
+def is_package_document(path: Path) -> bool:
+    """Whether a file is there and is a package's `task.md`: its front matter names a schema."""
+    if not path.is_file():
+        return False
+    match = _FRONT.match(path.read_bytes().decode(errors="replace").replace("\r\n", "\n"))
+    return match is not None and _SCHEMA.search(match["front"]) is not None
 
 
 def read_task_md(path: Path) -> tuple[dict[str, Any], str]:
     """The table of a `task.md` in the shape of task.toml, and the prompt.
 
     `sandbox` is task.toml's `environment`, its `image` the `docker_image`. `verifier.reward_range`
-    becomes our own; everything else is checked as in a task.toml.
+    becomes our own, as does `benchflow.environment.manifest`, the world; everything else is checked
+    as in a task.toml.
 
     Raises:
         ConfigError: no front matter, no prompt, or a field that is wrong.
@@ -59,9 +69,10 @@ def _shaped(front: dict[str, Any], file: str) -> dict[str, Any]:
     kind = verifier.pop("type", "test-script")
     if kind != "test-script":
         raise UnsupportedError(f"{file}: verifier.type: {kind!r} is not supported; use test-script")
-    reward_range = verifier.pop("reward_range", None)
-    if reward_range is not None:
-        table["ramify"] = {"reward_range": reward_range}
+    given = {"reward_range": verifier.pop("reward_range", None), "world": _manifest(table, file)}
+    native = {key: value for key, value in given.items() if value is not None}
+    if native:
+        table["ramify"] = native
         # A table [ramify] takes the verifier's network away unless it is asked for.
         inherited = environment.get("network_mode")
         closed = environment.get("allow_internet") is False
@@ -70,6 +81,20 @@ def _shaped(front: dict[str, Any], file: str) -> dict[str, Any]:
             verifier.setdefault("allowed_hosts", environment["allowed_hosts"])
     table.update(environment=environment, verifier=verifier)
     return table
+
+
+def _manifest(table: dict[str, Any], file: str) -> Any:
+    """Take `benchflow.environment.manifest` out of the table; nothing else may be beside it."""
+    extension = _copy(table, "benchflow")
+    environment = _copy(extension, "environment")
+    manifest = environment.pop("manifest", None)
+    if not environment:
+        extension.pop("environment", None)
+    for key in extension:
+        raise UnsupportedError(f"{file}: benchflow.{key}: is not supported yet")
+    if isinstance(table.get("benchflow"), dict):
+        del table["benchflow"]
+    return manifest
 
 
 def _copy(table: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import msgspec
 from ramify.contracts.errors import ConfigError
 from ramify.contracts.sandbox import BuildSpec, ComposeSpec, NetworkPolicy, SandboxSpec
 from ramify.contracts.task import TaskStep, VerifierSettings
+from ramify.tasks.buildroot import build_spec
 from ramify.tasks.dockerfile import workdir_of_dockerfile
 from ramify.tasks.fields import Fields, healthcheck, user_name
 from ramify.tasks.schema import EnvironmentTable, RamifyTable, StepTable, TaskToml, VerifierTable
@@ -89,7 +90,7 @@ class Worlds:
         if compose is not None:
             services = ComposeSpec(str(compose), "main", {**_variables(table), **env})
         elif table.docker_image is None and dockerfile.is_file():
-            build = BuildSpec(context=str(folder), timeout_sec=table.build_timeout_sec)
+            build = build_spec(self.root, folder, table.build_timeout_sec)
         elif table.docker_image is None:
             return None
         if table.docker_image is None and dockerfile.is_file():

@@ -36,8 +36,12 @@ async def provision_package(sandbox: Sandbox, ctx: Context) -> None:
     """
     workdir = ctx.workdir
     logs = " ".join(f'"$RAMIFY_ROOT/logs/{name}"' for name in LOG_DIRS)
+    # Root of a hardened sandbox has no power over a directory that the image gives to a user; an
+    # empty one it can replace.
+    opened = 'chmod 777 "$d" 2>/dev/null || { rmdir "$d" && mkdir "$d" && chmod 777 "$d"; }'
     made = await sandbox.exec(
-        f'mkdir -p {logs} "$RAMIFY_ROOT"{shlex.quote(workdir)} && chmod 777 {logs}',
+        f'mkdir -p {logs} "$RAMIFY_ROOT"{shlex.quote(workdir)} && '
+        f"for d in {logs}; do {opened} || exit; done",
         user="root",
         cwd="/",
     )

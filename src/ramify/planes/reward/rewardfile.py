@@ -1,8 +1,10 @@
 """The grammar of reward files. Everything in them may be an agent's work; nothing is guessed.
 
-`reward.json` is one flat object of numbers, with nested objects for further metrics and details:
+`reward.json` is one object of numbers, with nested objects for further metrics and details. Where
+one of the numbers is called `reward`, anything may stand beside it; without that name, nothing but
+numbers and nested objects:
 
-    {"reward": 0.5, "speed": 12, "metrics": {"recall": 0.9}, "details": {"failed": ["test_b"]}}
+    {"reward": 0.5, "done": true, "metrics": {"recall": 0.9}, "details": {"failed": ["test_b"]}}
 
 `reward.txt` is one decimal number and nothing else. Where both exist, reward.json counts; if it
 names a `reward` that reward.txt contradicts, one of them was not written by the tests.
@@ -44,8 +46,8 @@ def parse_reward(
     """Read the reward from the content of reward.json, or else of reward.txt.
 
     The reward is the number called `reward`, or the only number at the top level. Names of nested
-    numbers are joined by dots. Booleans, strings, null and lists are kept as details below the
-    top level, and refused at it.
+    numbers are joined by dots. Booleans, strings, null and lists are kept as details; at the top
+    level they are refused where no number is called `reward`.
 
     Raises:
         InvalidRewardError: `missing` (neither file), `malformed`, `range` or `tampered`.
@@ -93,8 +95,9 @@ def _parse_json(data: bytes) -> tuple[ParsedReward, bool]:
     top = cast(dict[str, Any], document)
     items: dict[str, float] = {}
     details: dict[str, Any] = {}
+    named = isinstance(top.get("reward"), float)
     for name, value in top.items():
-        if not isinstance(value, (float, dict)):
+        if not named and not isinstance(value, (float, dict)):
             _malformed(f"{_shown(name.encode())} in reward.json is not a number")
     for name, value in _leaves(top, ""):
         if name in items or name in details:
@@ -102,14 +105,12 @@ def _parse_json(data: bytes) -> tuple[ParsedReward, bool]:
         (items if isinstance(value, float) else details)[name] = value
     if len(items) > _MAX_ITEMS:
         _malformed(f"reward.json holds more than {_MAX_ITEMS} numbers")
-    name = _reward_name(top)
-    return ParsedReward(items.pop(name), items, details), name == "reward"
+    name = "reward" if named else _only_number(top)
+    return ParsedReward(items.pop(name), items, details), named
 
 
-def _reward_name(top: dict[str, Any]) -> str:
+def _only_number(top: dict[str, Any]) -> str:
     numbers = [name for name, value in top.items() if isinstance(value, float)]
-    if "reward" in numbers:
-        return "reward"
     if len(numbers) != 1:
         _malformed("reward.json has no number called `reward`")
     return numbers[0]

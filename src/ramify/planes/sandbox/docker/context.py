@@ -9,7 +9,7 @@ import re
 import stat
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -40,11 +40,13 @@ class BuildContext:
             yield data
 
 
-def make_context(root: Path, dockerfile: str) -> BuildContext:
+def make_context(root: Path, dockerfile: str, sources: Sequence[str] = ()) -> BuildContext:
     """Pack a context as the docker command does, `.dockerignore` honoured; blocking.
 
-    Times, owners and the order of the directory do not count, so equal content has an equal
-    digest. Raises: ConfigError (no such directory or Dockerfile).
+    Given `sources`, nothing but these paths, what is below them, and the Dockerfile. Times, owners
+    and the order of the directory do not count, so equal content has an equal digest.
+
+    Raises: ConfigError (no such directory or Dockerfile).
     """
     if not root.is_dir():
         raise ConfigError(f"no such build context: {root}", field="context")
@@ -56,7 +58,7 @@ def make_context(root: Path, dockerfile: str) -> BuildContext:
     spool = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115  (the caller's)
     try:
         with tarfile.open(fileobj=spool, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            for path in _walk(root, "", rules, keep):
+            for path in _walk(root, "", _Choice(rules, keep, sources)):
                 _add(archive, root, path, digest)
     except BaseException:
         spool.close()
@@ -161,18 +163,49 @@ def _compile(pattern: str) -> re.Pattern[str]:
         raise ConfigError(f"bad pattern {pattern!r}: {error}", file=".dockerignore") from error
 
 
-def _walk(root: Path, prefix: str, rules: list[_Rule], keep: set[str]) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What of a directory belongs to a context.
+
+    Attributes:
+        rules: those of `.dockerignore`.
+        keep: paths that no rule leaves out.
+        sources: the paths that alone belong to it; empty: all.
+    """
+
+    rules: list[_Rule]
+    keep: set[str]
+    sources: Sequence[str]
+
+    def takes(self, path: str) -> bool:
+        return path in self.keep or (self._chosen(path) and not _ignored(path, self.rules))
+
+    def enters(self, path: str, taken: bool) -> bool:
+        """Whether something in a directory may belong to it."""
+        inside = path + "/"
+        if any(item.startswith(inside) for item in self.keep):
+            return True
+        if not self._chosen(path) and not any(s.startswith(inside) for s in self.sources):
+            return False
+        # What is ignored is still entered where an exception may bring back something in it.
+        return taken or not self._chosen(path) or any(rule.keep for rule in self.rules)
+
+    def _chosen(self, path: str) -> bool:
+        return not self.sources or any(
+            path == source or path.startswith(source + "/") for source in self.sources
+        )
+
+
+def _walk(root: Path, prefix: str, choice: _Choice) -> Iterator[str]:
     with os.scandir(root / prefix) as found:
         names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in found)
-    again = any(rule.keep for rule in rules)
     for name, is_dir in names:
         path = prefix + name
-        wanted = path in keep or not _ignored(path, rules)
-        if wanted:
+        taken = choice.takes(path)
+        if taken:
             yield path
-        # What is ignored is still entered where an exception may bring back something in it.
-        if is_dir and (wanted or again or any(item.startswith(path + "/") for item in keep)):
-            yield from _walk(root, path + "/", rules, keep)
+        if is_dir and choice.enters(path, taken):
+            yield from _walk(root, path + "/", choice)
 
 
 def _ignored(path: str, rules: list[_Rule]) -> bool:

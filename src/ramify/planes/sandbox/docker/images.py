@@ -238,7 +238,9 @@ class Images:
 
         Raises: ConfigError, SandboxStartError, ApiError.
         """
-        context = await asyncio.to_thread(make_context, Path(build.context), build.dockerfile)
+        context = await asyncio.to_thread(
+            make_context, Path(build.context), build.dockerfile, build.sources
+        )
         with context.archive:
             how = {"buildargs": json.dumps(dict(args), sort_keys=True)} if args else {}
             if target:
