@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from ramify.contracts.config import ramify_home
 from ramify.contracts.errors import UnsupportedError
 from ramify.contracts.sandbox import SandboxSpec
 from ramify.planes.sandbox.local import LocalProvider
@@ -26,7 +27,7 @@ async def provider(namespaces_problem: str | None) -> AsyncIterator[LocalProvide
     if namespaces_problem is not None:
         yield None  # the mark skips each test, or fails it on CI
         return
-    os.environ.setdefault("RAMIFY_CRIU", str(Path.home() / ".ramify" / "criu"))
+    os.environ.setdefault("RAMIFY_CRIU", str(ramify_home({}) / "criu"))
     provider = LocalProvider()
     try:
         try:

@@ -6,10 +6,10 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
+from ramify.contracts.config import ramify_home
 from ramify.contracts.errors import UnsupportedError
 from ramify.contracts.frozen import Snapshottable
 from ramify.contracts.sandbox import Process, Sandbox, SandboxImage, SandboxSpec
@@ -38,7 +38,7 @@ async def live_provider(problem: str | None) -> AsyncIterator[LocalProvider | No
     if problem is not None:
         yield None  # the mark of the test skips it, or fails it on CI
         return
-    os.environ.setdefault("RAMIFY_CRIU", str(Path.home() / ".ramify" / "criu"))
+    os.environ.setdefault("RAMIFY_CRIU", str(ramify_home({}) / "criu"))
     provider = LocalProvider()
     try:
         try:

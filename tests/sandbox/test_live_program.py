@@ -55,7 +55,7 @@ async def test_the_inside_cannot_touch_it(provider: LocalProvider) -> None:
         "mv /dev/.pod /tmp",
         "umount /dev/.pod",
     ):
-        assert (await sandbox.exec(command)).exit_code != 0
+        assert (await sandbox.exec(attempt)).exit_code != 0
     own = await sandbox.exec("cat /proc/2/maps")
     assert b".pod" in own.stdout
     assert b"python" not in own.stdout

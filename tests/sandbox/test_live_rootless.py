@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ramify.contracts.config import ramify_home
+
 pytestmark = pytest.mark.namespaces
 
 PROGRAM = """
@@ -86,7 +88,7 @@ EXPECTED = [
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 async def test_live_checkpoints_without_root(tmp_path: Path) -> None:
     """In a mount namespace of its own, where that user can reach this interpreter."""
-    source = Path(os.environ.get("RAMIFY_CRIU", str(Path.home() / ".ramify" / "criu")))
+    source = Path(os.environ.get("RAMIFY_CRIU", str(ramify_home({}) / "criu")))
     if not (source / "criu").is_file():
         if os.environ.get("CI", "").lower() in ("1", "true"):
             pytest.fail(f"no CRIU in {source}: run dev/criu")

@@ -15,7 +15,8 @@ from rich.table import Table
 from ramify import compose
 from ramify.cli.present import console
 from ramify.contracts.config import ramify_home
-from ramify.contracts.errors import ConfigError
+from ramify.contracts.errors import ConfigError, RamifyError
+from ramify.contracts.sandbox import SandboxProvider, SandboxSpec
 
 
 @click.command("doctor")
@@ -47,13 +48,15 @@ def command(as_json: bool) -> int:
     for row in found:
         if row["remedy"]:
             out.print(f"{row['name']}: {row['remedy']}", soft_wrap=True)
+        if row["live"]:
+            out.print(f"{row['name']}: live checkpoints: {row['live']}", soft_wrap=True)
     return 0 if usable else 1
 
 
 async def _probe(name: str) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": name, "ok": False, "mode": "-", "isolation": "-", "network": [], "limits": [],
-        "snapshot": "-", "remedy": "",
+        "snapshot": "-", "remedy": "", "live": "",
     }  # fmt: skip
     try:
         provider = compose.sandbox_provider(name)
@@ -64,6 +67,7 @@ async def _probe(name: str) -> dict[str, Any]:
         row |= {"ok": report.ok, "mode": report.mode, "detail": report.detail}
         row["remedy"] = report.remedy
         if report.ok:
+            row["live"] = await _try_live(provider)
             can = provider.capabilities()
             row["isolation"], row["snapshot"] = can.isolation, can.snapshot
             row["network"] = sorted(mode.value for mode in can.network)
@@ -71,6 +75,17 @@ async def _probe(name: str) -> dict[str, Any]:
     finally:
         await provider.aclose()
     return row
+
+
+async def _try_live(provider: SandboxProvider) -> str:
+    """`yes`, or why processes cannot be captured: found out by capturing some."""
+    if not provider.capabilities().host_root:
+        return "no: its sandboxes have no live checkpoints"
+    try:
+        await provider.prepare(SandboxSpec(host_root=True, live=True))
+    except RamifyError as error:
+        return f"no: {error}"
+    return "yes"
 
 
 def _table(found: list[dict[str, Any]]) -> Table:

@@ -3,7 +3,9 @@
 checkpoint   [places, upper]        stop and dump the pod; its commands are in the answer
 thaw                                 after a checkpoint that nobody wants: go on
 captured     [streams...]            before `restore`: one command of then, its pipes of now
-restore      [criu, images]          bring the pod back
+restore      [places]                bring the pod back
+
+`places` are the three descriptors of `captor.Places`.
 """
 
 from __future__ import annotations

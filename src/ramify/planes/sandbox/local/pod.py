@@ -27,10 +27,10 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ramify.planes.sandbox.accounts import User, find_user
+from ramify.planes.sandbox.accounts import find_user
 from ramify.planes.sandbox.inside import CANNOT_RUN, Command, Event, Job, Jobs
 from ramify.planes.sandbox.local import namespaces as ns
-from ramify.planes.sandbox.nanny import NOT_FOUND, environment, places
+from ramify.planes.sandbox.local.pod_plan import explain, write_plan
 from ramify.planes.sandbox.processes import (
     KILL_DEADLINE_SEC,
     become_subreaper,
@@ -48,9 +48,6 @@ _PR_SET_DUMPABLE = 4
 _ADDRESS = "\0ramify-pod"
 _ANSWER_SEC = 10.0
 _RECORD = struct.Struct("4sii")
-_HEADER = struct.Struct("10I")
-_TTY, _IDS, _ANNOUNCE = 1, 2, 4
-_STEP_CWD, _STEP_USER, _STEP_EXEC = 2, 3, 4
 
 
 class PodJob(NamedTuple):
@@ -101,7 +98,7 @@ class PodJobs:
         `failed` event. Raises OSError when no process can be made.
         """
         user = None if command.user is None else find_user(command.user)
-        plan = _plan(command, user, size)
+        plan = write_plan(command, user, size)
         try:
             line = self._connected()
             status_r, status_w = os.pipe()
@@ -288,7 +285,7 @@ class PodJobs:
             return [Event(job, "started", value)]
         if kind == b"F" and not job.ended:
             job.ended = True
-            code, text = _explain(status.command, value >> 16, value & 0xFFFF)
+            code, text = explain(status.command, value >> 16, value & 0xFFFF)
             return [Event(job, "failed", code, text)]
         if kind == b"E" and not job.ended:
             job.ended = True
@@ -369,54 +366,3 @@ def _become_pod() -> None:
         file.write("500")  # the kernel takes commands before their supervisor
     os.chdir("/")
     os.execve(PROGRAM_PATH, ["pod"], {})
-
-
-def _plan(command: Command, user: User | None, size: Sequence[int] | None) -> int:
-    """An anonymous file with what the pod root has to know of a command (see pod.c)."""
-    name, home = ("root", "/root") if user is None else (user.name, user.home)
-    env = environment(command, name, home)
-    groups = user.groups if user else []
-    flags = (_TTY if size else 0) | (_IDS if user else 0) | (_ANNOUNCE if command.announce else 0)
-    where = places(command.argv, env)
-    rows, cols = size or (0, 0)
-    parts = [
-        _HEADER.pack(
-            flags,
-            user.uid if user else 0,
-            user.gid if user else 0,
-            len(groups),
-            len(command.limits),
-            len(command.argv),
-            len(env),
-            len(where),
-            rows,
-            cols,
-        ),
-        struct.pack(f"{len(groups) + len(groups) % 2}I", *groups, *[0] * (len(groups) % 2)),
-    ]
-    parts += [struct.pack("2Q", kind, value) for kind, value in command.limits]
-    pairs = [f"{key}={value}" for key, value in env.items()]
-    strings = [os.fsencode(text) for text in (command.cwd, *command.argv, *pairs, *where)]
-    if any(b"\0" in text for text in strings):
-        raise ValueError("a command cannot hold a zero byte")
-    parts += [text + b"\0" for text in strings]
-    fd = os.memfd_create("plan")
-    view = memoryview(b"".join(parts))
-    while view:
-        view = view[os.write(fd, view) :]
-    return fd
-
-
-def _explain(command: Command | None, step: int, code: int) -> tuple[int, str]:
-    """Exit code and reason of a command that could not be started."""
-    why = os.strerror(code)
-    if command is None:
-        return CANNOT_RUN, why
-    if step == _STEP_EXEC:
-        name = command.argv[0]
-        return (CANNOT_RUN, f"{name}: {why}") if code else (NOT_FOUND, f"{name}: not found")
-    if step == _STEP_CWD:
-        return CANNOT_RUN, f"{command.cwd}: {why}"
-    if step == _STEP_USER:
-        return CANNOT_RUN, f"cannot become user {command.user} here: {why}"
-    return CANNOT_RUN, f"no process can be started in the sandbox: {why}"
