@@ -75,7 +75,12 @@ class WalkSession:
             return StopReason.END_TURN
         while self.done < self.agent.length:
             assert isinstance(self.sandbox, FakeSandbox)
-            await asyncio.sleep(self.agent.step_sec)
+            try:
+                await asyncio.sleep(self.agent.step_sec)
+            except asyncio.CancelledError:
+                if self.agent.last_words:
+                    await self.ctx.recorder.step(Step(action="stopped"))
+                raise
             letter = self.agent.decide(self.memory, self.ctx)
             assert read_path(self.sandbox) == self.memory, "file and memory are of one moment"
             self.sandbox.files.write(PATH, self.memory + letter)
@@ -108,6 +113,7 @@ class WalkAgent:
     decide: Decide
     step_sec: float = 1.0
     needs_processes: bool = False
+    last_words: bool = False
     connected: int = 0
     closed: int = 0
     name: str = "walk"

@@ -293,3 +293,13 @@ def test_world_is_unused_without_a_policy(tmp_path: Path) -> None:
     assert result.leaves == 1
     assert it.world.log == ["provision", "teardown"]
     assert PATH
+
+
+def test_a_step_recorded_while_its_turn_is_stopped_does_not_branch(tmp_path: Path) -> None:
+    """An agent that records what it was stopped in must not wait for a checkpoint then."""
+    it = make(tmp_path, "group:2@step:1")
+    it.agent.step_sec = 1e6
+    it.agent.last_words = True
+    result = play(it, 0)
+    assert (result.outcome, result.leaves) == (Outcome.AGENT_TIMEOUT, 1)
+    nothing_left(it)

@@ -209,7 +209,7 @@ class Limb:
 
     async def _stop_turn(self) -> None:
         """End the agent's turn, if one runs or waits."""
-        turn, self._turn = self._turn, None
+        turn, self._turn, self._asked = self._turn, None, None  # so that it does not wait again
         if turn is None:
             return
         if not turn.done():
