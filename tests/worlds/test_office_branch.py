@@ -311,3 +311,19 @@ async def test_hooks_under_a_hammering_writer(stand: Stand) -> None:
         await close_all([life, *copies])
         for image in images:
             await stand.provider.discard(image)
+
+
+async def test_without_criu_live_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAMIFY_CRIU", str(tmp_path / "none"))
+    provider = LocalProvider()
+    await provider.probe()
+    stand = Stand(provider, tmp_path)
+    try:
+        assert provider.capabilities().snapshot == "freeze"
+        with pytest.raises(UnsupportedError, match="CRIU"):
+            await stand.open(MANIFEST, live=True)
+        await with_hooks(stand)
+    finally:
+        await provider.aclose()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from checker import differences
+from checker import State, differences
 from office_branch import Life, Stand, close_all, mutate, seen
 from office_stand import OFFICE
 
@@ -61,6 +61,12 @@ async def test_the_same_tasks_on_local_and_docker(sandbox: str, tmp_path: Path) 
     assert await rewards("nop", sandbox, tmp_path / "nop") == dict.fromkeys(NAMES, 0.0)
 
 
+def as_ever(state: State) -> State:
+    """Without what Docker lays over one file of every container made from a frozen image."""
+    state["mounts"].pop("/etc/ld.so.preload", None)
+    return state
+
+
 async def hooks_on(stand: Stand) -> None:
     life = await stand.open(HOOKS, live=False)
     images: list[SandboxImage] = []
@@ -72,13 +78,14 @@ async def hooks_on(stand: Stand) -> None:
         images.append(image)
         copies += await stand.children(life, image, 2)
         for copy in copies:
-            assert differences(before, await copy.look(), but=("processes",)) == []
+            assert differences(before, as_ever(await copy.look()), but=("processes",)) == []
         for number, copy in enumerate(copies):
             await mutate(copy, f"child{number}")
         for number, copy in enumerate(copies):
             assert await seen(copy) == [f"of child{number}"] * 6
         copies.append(await stand.child(life, image))
-        assert differences(before, await copies[-1].look(), but=("processes",)) == []
+        again = as_ever(await copies[-1].look())
+        assert differences(before, again, but=("processes",)) == []
     finally:
         await close_all([life, *copies])
         for image in images:

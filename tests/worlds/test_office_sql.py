@@ -151,7 +151,8 @@ async def without_processes(stand: Stand, place: Path) -> None:
         await life.close()
         raise
     states = await branched(stand, life, live=False)
-    assert differences(before, states[0], but=("processes", "network", "limits")) == []
+    states[0]["mounts"].pop("/etc/ld.so.preload", None)  # Docker's, over each frozen image
+    assert differences(before, states[0], but=("processes", "network")) == []
     assert before["network"]["reached"] == states[0]["network"]["reached"]
     assert set(numbers(states[0]).values()) == {20}
 
