@@ -57,6 +57,7 @@ async def test_state(check: StateCheck, kind: str, provider: LocalProvider, tmp_
 
 
 @pytest.mark.docker
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", SERVERS)
 @pytest.mark.parametrize("check", STATE_CHECKS, ids=lambda check: check.name)
 async def test_server(

@@ -357,7 +357,9 @@ class _Check:
     def _url(self, where: str, url: str, schemes: tuple[str, ...]) -> None:
         try:
             parts = urlsplit(url)
-            ok = parts.scheme in schemes and parts.hostname in _LOOPBACK and parts.port != 0
+            ok = parts.scheme in schemes and parts.port != 0
+            # No host: the local socket of a PostgreSQL server, as its own user.
+            ok &= parts.hostname in _LOOPBACK or (not parts.netloc and "postgresql" in schemes)
         except ValueError:
             ok = False
         if not ok:

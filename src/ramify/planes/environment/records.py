@@ -31,7 +31,8 @@ class StateSpec(Table, frozen=True):
         exclude: `files`: patterns below `paths` that are left out.
         service: whose state it is: `http` asks that service, `process` is its memory; any other
             kind gives a service with `on_branch = "hook"` its state back.
-        url: `postgres`: `postgresql://user:password@127.0.0.1:5432/database`; `redis`:
+        url: `postgres`: `postgresql:///database` (over the local socket, as the server's own user),
+            or `postgresql://user:password@127.0.0.1:5432/database` of a superuser; `redis`:
             `redis://127.0.0.1:6379/0` (one database; without the number, all of them).
         snapshot, restore: `command`: shell lines that write to and read from the directory
             `$RAMIFY_STATE_DIR`; `http`: paths of the service: the answer to a POST of the first is
