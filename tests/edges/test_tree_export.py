@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.cli.export import command
@@ -206,6 +206,7 @@ async def test_the_command(job: Path, tmp_path: Path) -> None:
     assert "must be finite" in str(negative.exception)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.text(max_size=5)), max_size=12))
 def test_any_tree_reads_back(shape: list[tuple[int, str]]) -> None:
     tree = Tree(OPENING)

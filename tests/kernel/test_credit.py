@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 from golden import LEAVES, A, B, agrees, worked
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.contracts.errors import UnknownNameError
@@ -128,6 +128,7 @@ shapes = st.lists(st.integers(0, 10**6), max_size=40)
 rngs = st.randoms(use_true_random=False)
 
 
+@settings(deadline=None)
 @given(shapes, rngs, st.fractions(0, 1))
 def test_gae_with_values_of_the_same_tree_is_delta(
     shape: list[int], rng: random.Random, lam: F
@@ -146,6 +147,7 @@ def test_gae_with_a_critic() -> None:
         gae(values, F(1, 2), {0: F(1, 4)})
 
 
+@settings(deadline=None)
 @given(shapes, rngs)
 def test_leave_one_out_is_what_it_says(shape: list[int], rng: random.Random) -> None:
     values = grown(shape, rng)

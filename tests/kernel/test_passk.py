@@ -9,7 +9,7 @@ from itertools import combinations
 from statistics import NormalDist
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.contracts.errors import InvalidRewardError
@@ -30,6 +30,7 @@ def test_golden_values() -> None:
 chances = st.lists(st.fractions(0, 1, max_denominator=12), min_size=1, max_size=7)
 
 
+@settings(deadline=None)
 @given(chances, st.data())
 def test_trees_agree_with_the_mean_over_subsets(values: list[F], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(values)))
@@ -40,6 +41,7 @@ def test_trees_agree_with_the_mean_over_subsets(values: list[F], data: st.DataOb
     assert math.isclose(tree_pass_at_k([float(v) for v in values], k), 1 - failing, abs_tol=1e-12)
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.data())
 def test_trees_that_succeed_or_fail_are_chens_case(found: list[bool], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(found)))

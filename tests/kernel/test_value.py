@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 from golden import PARENTS, RETURNS, A, B, agrees, worked
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.contracts.errors import InvalidRewardError
@@ -52,17 +52,19 @@ def test_discount_and_rewards_of_edges() -> None:
     assert values.value[0] == F(7, 2)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 10**6), max_size=40),
-    st.lists(st.fractions(-3, 3, max_denominator=9), min_size=41, max_size=41),
+    st.randoms(use_true_random=False),
     st.sampled_from(Estimator),
 )
 def test_one_pass_agrees_with_the_definition(
-    shape: list[int], rewards: list[F], estimator: Estimator
+    shape: list[int], rng: random.Random, estimator: Estimator
 ) -> None:
     parents = [-1, *(pick % n for n, pick in enumerate(shape, 1))]
     children = Outline(parents).children()
-    returns = {n: rewards[n] for n in range(len(parents)) if not children[n] and n % 5 != 4}
+    ends = [n for n in range(len(parents)) if not children[n] and n % 5 != 4]
+    returns = {n: F(rng.randrange(-9, 10), 3) for n in ends}
     values = tree_values(Outline(parents), returns, estimator=estimator)
 
     def leaves(node: int) -> list[F]:
@@ -91,6 +93,7 @@ def test_one_pass_agrees_with_the_definition(
             assert values.variance[node] is None, "one child says nothing of its error"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**6), max_size=40), st.randoms(use_true_random=False))
 def test_floats_agree_with_fractions(shape: list[int], rng: random.Random) -> None:
     parents = [-1, *(pick % n for n, pick in enumerate(shape, 1))]

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 from golden import LEAVES, RETURNS, A, worked
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.kernel.outline import Outline
@@ -47,6 +47,7 @@ def test_paths_of_the_worked_example() -> None:
         path_weights(worked(F, Estimator.LEAF_MEAN))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**6), max_size=40), st.randoms(use_true_random=False))
 def test_identities(shape: list[int], rng: random.Random) -> None:
     parents = [-1, *(pick % n for n, pick in enumerate(shape, 1))]

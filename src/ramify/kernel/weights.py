@@ -133,7 +133,8 @@ def path_weights(values: Values) -> list[Number]:
 
 def _one(values: Values) -> Number:
     """1 in the kind of number that the values are."""
-    return (values.value[0] or 0) * 0 + 1
+    root = values.value[0]
+    return 1 if root is None else root * 0 + 1
 
 
 def _scored(values: Values) -> list[int]:
