@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,15 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_world import Room, ask, healthy, small
+from small_world import SMALL, Room, ask, healthy, small, tell_to_crash
 
 import ramify
 from ramify import compose
-from ramify.contracts.errors import ConfigError, EnvironmentFailed, UnknownNameError
+from ramify.contracts.errors import (
+    ConfigError,
+    EnvironmentFailed,
+    UnknownNameError,
+    UnsupportedError,
+)
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.task import Task
 from ramify.contracts.tree import Outcome
 from ramify.envs.plan import RunOptions
+from ramify.envs.worlds import DeclaredWorld, WorldChoice, open_world
 from ramify.planes.environment.hidden import is_hidden, split_directory
 from ramify.tasks.package import read_task
 
@@ -379,3 +386,52 @@ def test_env_up_ends_when_asked(tmp_path: Path) -> None:
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+# ---- services that the image's entrypoint starts
+
+
+ENTRYPOINT = """\
+[environment]
+name = "boxed"
+build = "image"
+workdir = "/app"
+[environment.task_selection]
+key = "CASE"
+[[environment.services]]
+name = "mail"
+port = 8101
+health = "/health"
+[[environment.state]]
+kind = "sqlite"
+paths = ["/srv/small/*.db"]
+"""
+
+
+@pytest.mark.docker
+async def test_the_entrypoint_knows_the_task(docker_room: Room) -> None:
+    """The image is not changed; the task's id is in the environment of what it starts."""
+    place = docker_room.place
+    (place / "image").mkdir()
+    shutil.copy(SMALL / "files" / "service.py", place / "image")
+    (place / "image" / "Dockerfile").write_text(
+        "FROM python:3.12-slim\nCOPY service.py /opt/service.py\nWORKDIR /opt\n"
+        'ENTRYPOINT ["python3", "service.py"]\nCMD ["mail", "8101", "/srv/small/mail.db"]\n'
+    )
+    manifest = place / "manifest.toml"
+    manifest.write_text(ENTRYPOINT)
+    async with open_world(WorldChoice(manifest, "docker", task="case-7")) as world:
+        url = (await world.urls())["mail"]
+        assert await asyncio.to_thread(ask, f"{url}/environ?name=CASE") == "case-7"
+        assert (await world.query())["services"]["mail"]["state"] == "running"
+        with pytest.raises(UnsupportedError, match="memory of mail, entrypoint would be lost"):
+            await world.quiesce(False)
+        await asyncio.to_thread(tell_to_crash, url)
+        with pytest.raises(EnvironmentFailed, match="'entrypoint' ended with exit code 3"):
+            await gone(world)
+
+
+async def gone(world: DeclaredWorld) -> None:
+    for _ in range(200):
+        await world.readiness()
+        await asyncio.sleep(0.05)
