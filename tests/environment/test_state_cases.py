@@ -322,3 +322,41 @@ async def test_a_declared_digest_and_mutation_take_the_place_of_ours(
     assert await driver.digest() != digest
     await driver.restore(tmp_path)
     assert await driver.digest() == digest
+
+
+async def test_postgres_over_tcp_as_a_superuser(box: Sandbox, tmp_path: Path) -> None:
+    await postgres_world(box)
+    await psql(box, "CREATE ROLE boss SUPERUSER LOGIN PASSWORD 'a ''b@/'")
+    url = "postgresql://boss:a%20%27b%40%2F@127.0.0.1:5432/shop"
+    driver = driver_of(box, StateSpec(kind="postgres", url=url))
+    digest, described = await driver.digest(), await driver.describe()
+    await driver.snapshot(tmp_path)
+    for sql in ("DELETE FROM child; UPDATE t SET v = 'x'", "DROP TABLE t CASCADE"):
+        await psql(box, sql)
+        assert await driver.digest() != digest
+        await driver.restore(tmp_path)
+        assert await driver.describe() == described
+        assert await driver.digest() == digest
+    wrong = driver_of(box, StateSpec(kind="postgres", url=url.replace("boss:a", "boss:b")))
+    with pytest.raises(EnvironmentFailed, match="password authentication failed"):
+        await wrong.digest()
+
+
+async def test_one_database_of_redis_leaves_the_others(box: Sandbox, tmp_path: Path) -> None:
+    await box.spawn("exec redis-server --save '' --requirepass p --dir /tmp")
+    await eventually(box, "redis-cli ping")
+    r = "REDISCLI_AUTH=p redis-cli"
+    await sh(box, f"{r} -n 3 set mine 1 px 900000; {r} set other 1; {r} -n 4 set far 1")
+    driver = driver_of(box, StateSpec(kind="redis", url="redis://:p@127.0.0.1:6379/3"))
+    digest = await driver.digest()
+    await driver.snapshot(tmp_path)
+    await sh(box, f"{r} -n 3 del mine; {r} -n 3 set new 1; {r} set other 2; {r} -n 4 del far")
+    assert await driver.digest() != digest
+    await driver.restore(tmp_path)
+    assert await driver.digest() == digest
+    assert await sh(box, f"{r} get other; {r} -n 4 exists far; {r} -n 3 keys '*'") == "2\n0\nmine\n"
+    left = int(await sh(box, f"{r} -n 3 pttl mine"))
+    assert 800_000 < left <= 900_000
+    refused = driver_of(box, StateSpec(kind="redis", url="redis://:wrong@127.0.0.1:6379"))
+    with pytest.raises(EnvironmentFailed, match="WRONGPASS"):
+        await refused.digest()
