@@ -139,7 +139,11 @@ class Stand:
         spec = task.package.sandbox
         if self.host_root:
             spec = msgspec.structs.replace(spec, host_root=True, image=None, build=None)
-        return msgspec.structs.replace(spec, live=live, limits=LIMITS)
+        can = self.provider.capabilities().limits
+        kept = {
+            name: value for name, value in msgspec.structs.asdict(LIMITS).items() if name in can
+        }
+        return msgspec.structs.replace(spec, live=live, limits=Limits(**kept))
 
     def world(self, manifest: Path) -> ManifestEnvironment:
         """A world that is not provisioned."""
