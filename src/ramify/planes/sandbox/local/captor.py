@@ -16,7 +16,9 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ramify.planes.sandbox.local import namespaces as ns
 from ramify.planes.sandbox.local.mending import mend
+from ramify.planes.sandbox.local.netlock import packets_held
 from ramify.planes.sandbox.processes import descendants, process_table, send_signal
 
 LOADER = "ld-linux-x86-64.so.2"
@@ -25,7 +27,8 @@ LOADER = "ld-linux-x86-64.so.2"
 FACTS = "facts.json"
 """File beside the images: what the dump found (see `Facts`)."""
 
-_CRIU_FD, _IMAGES_FD, _WORK_FD, _FIRST_FD = 100, 101, 102, 103
+_CRIU_FD, _IMAGES_FD, _WORK_FD, _CACHE_FD, _FIRST_FD = 100, 101, 102, 103, 104
+_KERNEL, _KERNEL_CACHE = "kernel", "criu.kdat"
 _GHOST_LIMIT = 1 << 30
 _NOISE = "RLIMIT_NOFILE for self"  # it does without
 _KNOWN_KINDS = ("eventfd", "eventpoll", "signalfd", "timerfd", "inotify", "fanotify", "pidfd")
@@ -75,7 +78,14 @@ def dump(places: Places, pod: int, upper: int, uppers: Sequence[Upper]) -> str:
     tree = [pod, *descendants([pod])]
     stopped = [pid for pid in tree if table.get(pid, (0, ""))[1] == "T"]
     arguments = ["dump", "-t", str(pod), "--leave-stopped", "--link-remap", "-o", "dump.log"]
-    code = _criu(places, arguments, [])
+    cache = ns.detached_tmpfs()
+    _criu(places, cache, ["check"], [])
+    try:
+        _copy_at(cache, _KERNEL_CACHE, places.images, _KERNEL)
+    except FileNotFoundError:
+        return "CRIU cannot find out what this kernel can do"
+    with packets_held():
+        code = _criu(places, cache, arguments, [])
     if code:
         return _reason(places.work, "dump.log", code)
     mend(places.images)
@@ -119,28 +129,35 @@ def restore(places: Places, pipes: Sequence[tuple[int, int]]) -> str:
     for number, (inode, _fd) in enumerate(pipes):
         inherit += ["--inherit-fd", f"fd[{_FIRST_FD + number}]:pipe:[{inode}]"]
     arguments = ["restore", "--restore-detached", *inherit, "-o", "restore.log"]
-    code = _criu(places, arguments, [fd for _inode, fd in pipes])
+    cache = ns.detached_tmpfs()
+    _copy_at(places.images, _KERNEL, cache, _KERNEL_CACHE)
+    with packets_held():
+        code = _criu(places, cache, arguments, [fd for _inode, fd in pipes])
     return _reason(places.work, "restore.log", code) if code else ""
 
 
-def _criu(places: Places, arguments: Sequence[str], extra: Sequence[int]) -> int:
+def _criu(places: Places, cache: int, arguments: Sequence[str], extra: Sequence[int]) -> int:
     """Run CRIU to its end; its exit code (128+n for signal n)."""
     pid = os.fork()
     if pid == 0:
         try:
-            _become_criu(places, arguments, extra)
+            _become_criu(places, cache, arguments, extra)
         finally:
             os._exit(127)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code
 
 
-def _become_criu(places: Places, arguments: Sequence[str], extra: Sequence[int]) -> None:
+def _become_criu(
+    places: Places, cache: int, arguments: Sequence[str], extra: Sequence[int]
+) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     errors = os.open("stderr.log", flags, 0o644, dir_fd=places.work)
     null = os.open("/dev/null", os.O_RDWR)
     wanted = {0: null, 1: null, 2: errors, _CRIU_FD: places.criu, _IMAGES_FD: places.images}
-    wanted |= {_WORK_FD: places.work} | {_FIRST_FD + number: fd for number, fd in enumerate(extra)}
+    wanted |= {_WORK_FD: places.work, _CACHE_FD: cache} | {
+        _FIRST_FD + number: fd for number, fd in enumerate(extra)
+    }
     first_free = _FIRST_FD + len(extra)
     high: dict[int, int] = {}
     for target, fd in wanted.items():  # out of the way of the targets first
@@ -156,7 +173,7 @@ def _become_criu(places: Places, arguments: Sequence[str], extra: Sequence[int])
     env = {
         "PATH": "/nonexistent",
         "HOME": "/nonexistent",
-        "XDG_RUNTIME_DIR": f"/proc/self/fd/{_WORK_FD}",
+        "XDG_RUNTIME_DIR": f"/proc/self/fd/{_CACHE_FD}",
         "GNUTLS_NO_IMPLICIT_INIT": "1",
     }
     command = [LOADER, "--inhibit-cache", "--library-path", here, f"{here}/criu"]
@@ -291,6 +308,15 @@ def _bring_memory_files(images: int, kept: Sequence[dict[str, Any]]) -> None:
         if not stat.S_ISLNK(mode):
             os.chmod(path, stat.S_IMODE(mode))
             os.utime(path, ns=(entry["mtime"], entry["mtime"]))
+
+
+def _copy_at(source: int, name: str, to: int, new_name: str) -> None:
+    """What CRIU knows of the kernel. It finds it out with connections, which are to stand still."""
+    with open(os.open(name, os.O_RDONLY, dir_fd=source), "rb") as file:
+        data = file.read()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with open(os.open(new_name, flags, 0o600, dir_fd=to), "wb") as file:
+        file.write(data)
 
 
 def _copy(source: int, to: int) -> None:

@@ -190,6 +190,16 @@ def _fits(data: str) -> bool:
     return len(os.fsencode(data)) < 4000
 
 
+def detached_tmpfs() -> int:
+    """A descriptor of an empty tmpfs that is mounted nowhere and goes with its last descriptor."""
+    context = _syscall("fsopen tmpfs", _FSOPEN, b"tmpfs", 1)
+    try:
+        _syscall("fsconfig create", _FSCONFIG, context, 6, None, None, 0)
+        return _syscall("fsmount", _FSMOUNT, context, 1, 0)
+    finally:
+        os.close(context)
+
+
 def _fsconfig(context: int, key: str, value: str | None) -> None:
     command = 0 if value is None else 1
     data = None if value is None else os.fsencode(value)
