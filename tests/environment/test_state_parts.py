@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from ramify.contracts.errors import ConfigError, EnvironmentFailed
 from ramify.contracts.sandbox import Endpoint
+from ramify.planes.environment.parts import Parts
 from ramify.planes.environment.records import StateSpec
 from ramify.planes.environment.state import sqlite_reader
 from ramify.planes.environment.state.make import make_driver, state_name
@@ -338,3 +339,10 @@ def test_names_tell_no_passwords() -> None:
     assert state_name(spec) == "postgres 127.0.0.1:5432/shop"
     assert state_name(StateSpec(kind="sqlite", paths=["/a", "/b*"])) == "sqlite /a /b*"
     assert state_name(StateSpec(kind="files", paths=["/a"], name="mine")) == "mine"
+
+
+async def test_a_world_without_state_has_a_snapshot(tmp_path: Path) -> None:
+    parts = Parts(())
+    digest = await parts.snapshot(tmp_path)
+    await parts.restore(tmp_path, digest)
+    assert await parts.digest() == digest

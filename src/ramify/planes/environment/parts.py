@@ -36,14 +36,16 @@ class Parts:
         async with self._turn:
             for attempt in range(_ATTEMPTS):
                 before = await self._digest()
+                tried = place / str(attempt)
+                await asyncio.to_thread(tried.mkdir, parents=True)  # also where there is no state
                 for index, driver in enumerate(self.drivers):
-                    folder = place / str(attempt) / str(index)
-                    await asyncio.to_thread(folder.mkdir, parents=True)
+                    folder = tried / str(index)
+                    await asyncio.to_thread(folder.mkdir)
                     await driver.snapshot(folder)
                 if before == await self._digest():
-                    await asyncio.to_thread((place / str(attempt)).rename, place / "parts")
+                    await asyncio.to_thread(tried.rename, place / "parts")
                     return before
-                await asyncio.to_thread(shutil.rmtree, place / str(attempt))
+                await asyncio.to_thread(shutil.rmtree, tried)
             raise EnvironmentFailed(
                 f"the state changed during each of {_ATTEMPTS} attempts to take a snapshot; stop "
                 "what writes to it, or branch through a checkpoint, which stops it"
