@@ -222,6 +222,11 @@ def readiness_timeout(task: Task) -> float:
     return load_function("ramify.planes.environment.joining:readiness_timeout")(task)
 
 
+def verifier_kind(task: Task) -> str:
+    """How the manifest of a task's world says that it is verified; `script` without one."""
+    return load_function("ramify.planes.environment.joining:verifier_kind")(task)
+
+
 def world_digest(task: Task) -> str:
     """Identifies the manifest of a task's world and the directories it names; empty without."""
     return load_function("ramify.planes.environment.joining:world_digest")(task, package_digest)

@@ -104,6 +104,13 @@ async def test_a_run_gives_the_world(tmp_path: Path) -> None:
     assert job["config_hash"] != again["config_hash"]
 
 
+@pytest.mark.namespaces
+async def test_a_verifier_that_is_not_served(tmp_path: Path) -> None:
+    small(tmp_path / "small", add='[verifier]\nkind = "agent"\n')
+    with pytest.raises(UnsupportedError, match='verifier.kind = "agent" is not served'):
+        await run(task_in(tmp_path, IN_SMALL), tmp_path / "run")
+
+
 async def test_services_and_worlds_that_are_not_there(tmp_path: Path) -> None:
     manifest = small(tmp_path / "small")
     task = task_in(tmp_path, BY_FLAG.replace("mock-mail", "mock-male"))

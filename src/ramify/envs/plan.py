@@ -200,7 +200,7 @@ async def plan_run(
         lacking.update(missing)
         planned[task.task_id] = PlannedTask(task, spec, _isolation(task, can, options))
     if scorer is None:
-        _require_packages(chosen)
+        _require_packages([entry.task for entry in planned.values()])
     levels = {
         level for entry in planned.values() for level in stage_levels(entry.task, entry.isolation)
     }
@@ -303,6 +303,11 @@ def _require_packages(tasks: Sequence[Task]) -> None:
             raise ConfigError(
                 f"{task.task_id} comes without a task directory, so nothing says how it is "
                 "scored; give a reward function"
+            )
+        if (kind := compose.verifier_kind(task)) != "script":
+            raise UnsupportedError(
+                f'{task.package.world}: verifier.kind = "{kind}" is not served by `ramify run`; '
+                'write "script" to use the task\'s tests, or give a reward function'
             )
 
 

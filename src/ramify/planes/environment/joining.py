@@ -49,6 +49,14 @@ def readiness_timeout(task: Task) -> float:
     return manifest.environment.readiness.timeout_sec + _SPARE_SEC
 
 
+def verifier_kind(task: Task) -> str:
+    """How the manifest of a task's world says that it is verified; `script` without one."""
+    package = task.package
+    if package is None or package.world is None:
+        return "script"
+    return load_manifest(Path(package.world)).verifier.kind
+
+
 def world_digest(task: Task, of_directory: Callable[[Path], str]) -> str:
     """Identifies the manifest of a task's world and the directories it names; empty without."""
     package = task.package
