@@ -11,7 +11,7 @@ import pytest_asyncio
 from live_parts import LIVE, ask, attached, captured, children, lines, live_provider, python
 
 from ramify.contracts.errors import SandboxLostError
-from ramify.contracts.sandbox import PtySize
+from ramify.contracts.sandbox import ByteReader, ByteWriter, PtySize
 from ramify.planes.sandbox.local import LocalProvider
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.asyncio(loop_scope="module")]
@@ -271,4 +271,33 @@ async def test_a_daemon_whose_session_leader_has_ended(provider: LocalProvider) 
             before = (await copy.exec("stat -c %s /var/tmp/daemon")).stdout
             await asyncio.sleep(0.3)
             assert int((await copy.exec("stat -c %s /var/tmp/daemon")).stdout) > int(before)
+    await provider.discard(image)
+
+
+HALF = """
+import socket, sys
+s = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+print(s.recv(100).decode(), flush=True)
+try:
+    print("more", s.recv(100), flush=True)
+except OSError as error:
+    print("ended", flush=True)
+s = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+print(s.recv(100).decode(), flush=True)
+"""
+
+
+async def test_connections_to_us_end_in_copies(provider: LocalProvider) -> None:
+    async def greet(reader: ByteReader, writer: ByteWriter) -> None:
+        writer.write(b"hello")
+        await reader.read()
+
+    sandbox = await provider.create(LIVE)
+    listener = await sandbox.serve_in(0, greet)
+    process = await sandbox.spawn(python(HALF, str(listener.port)))
+    assert await lines(process) == ["hello"]
+    image = await captured(sandbox)
+    async with children(provider, image, 2) as copies:
+        for copy in copies:
+            assert (await lines(attached(copy, process)))[0] == "ended"
     await provider.discard(image)

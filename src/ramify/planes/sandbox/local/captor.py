@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ramify.planes.sandbox.local import namespaces as ns
 from ramify.planes.sandbox.local.mending import mend
-from ramify.planes.sandbox.local.netlock import packets_held
+from ramify.planes.sandbox.local.netlock import end_halves, packets_held
 from ramify.planes.sandbox.processes import descendants, process_table, send_signal
 
 LOADER = "ld-linux-x86-64.so.2"
@@ -133,7 +133,10 @@ def restore(places: Places, pipes: Sequence[tuple[int, int]]) -> str:
     _copy_at(places.images, _KERNEL, cache, _KERNEL_CACHE)
     with packets_held():
         code = _criu(places, cache, arguments, [fd for _inode, fd in pipes])
-    return _reason(places.work, "restore.log", code) if code else ""
+    if code:
+        return _reason(places.work, "restore.log", code)
+    end_halves()
+    return ""
 
 
 def _criu(places: Places, cache: int, arguments: Sequence[str], extra: Sequence[int]) -> int:
