@@ -17,7 +17,7 @@ class ServiceLog:
     Memory is at most 64 KiB, the file 8 MiB, whatever the service writes.
 
     Args:
-        file: where it is kept; what stands there is replaced.
+        file: where it is kept; what stands there is replaced, or goes on where there is `earlier`.
         earlier: the end of the log of the service that this one goes on from.
     """
 
@@ -25,7 +25,7 @@ class ServiceLog:
         self._tail = bytearray(earlier)
         self._room = _FILE_BYTES
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._file = file.open("wb")
+        self._file = file.open("ab" if earlier else "wb")
 
     def feed(self, data: bytes) -> None:
         """Take what comes next."""

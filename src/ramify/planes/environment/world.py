@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -31,6 +32,8 @@ from ramify.planes.environment.state.make import make_driver
 
 _MEMORY_KINDS = ("http", "command", "process")
 """Kinds of state that, naming a service, stand for what it has in memory."""
+_SCRATCH = ".world"
+"""Where snapshots lie below the rollout's artifacts while they are needed."""
 _PORTS = {"postgresql": 5432, "postgres": 5432, "redis": 6379}
 
 
@@ -91,6 +94,8 @@ class ManifestEnvironment:
             await self._package.provision(sandbox, ctx)
             self._site.check()
             return
+        # What an engine that was killed left of an earlier attempt.
+        await asyncio.to_thread(shutil.rmtree, ctx.artifacts / _SCRATCH, ignore_errors=True)
         manifest, hidden = self._manifest, self._manifest.verifier.hidden_from_agent
         if manifest.environment.isolation == "persistent":
             place = self._options.keep / manifest.environment.name
@@ -182,7 +187,7 @@ class ManifestEnvironment:
             if kept is not None:
                 kept.release()
             if scratch is not None:
-                await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+                await asyncio.to_thread(_clear, scratch)
             await self._package.teardown()
 
     # ---- roll-back in place
@@ -403,12 +408,20 @@ class ManifestEnvironment:
 
     def _fresh_place(self) -> Path:
         if self._scratch is None:
-            self._scratch = Path(tempfile.mkdtemp(prefix="ramify-world-"))
+            base = self._here().ctx.artifacts / _SCRATCH
+            base.mkdir(parents=True, exist_ok=True)
+            self._scratch = Path(tempfile.mkdtemp(prefix="world-", dir=base))
         return Path(tempfile.mkdtemp(prefix="state-", dir=self._scratch))
 
 
 def _fact(about: Mapping[str, object]) -> str:
     return msgspec.json.encode(about, order="sorted").decode()
+
+
+def _clear(scratch: Path) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)
+    with suppress(OSError):  # another world of the same rollout has its own there
+        scratch.parent.rmdir()
 
 
 def _size(place: Path) -> int:
