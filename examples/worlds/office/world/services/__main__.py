@@ -17,11 +17,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import PORTS, calendar, files, mail
+from . import PORTS, agenda, mailboxes, tree
+from .calendar import Calendar
 from .chat import Chat
 from .database import Database, change_counter, open_database
 from .desk import Clock, Desk, Route, Store
 from .documents import open_documents
+from .files import Files
+from .mail import Mail
 from .seed import Seed
 from .web import Server
 
@@ -59,13 +62,13 @@ def open_service(
         return _open_chat(url, seed, clock, people, lock)
     db = open_database(url)
     if name == "mail":
-        service, schema = mail.Mail(db, clock, people), mail.SCHEMA
+        service, schema = Mail(db, clock, people), mailboxes.SCHEMA
     elif name == "calendar":
-        service, schema = calendar.Calendar(db, clock, people), calendar.SCHEMA
+        service, schema = Calendar(db, clock, people), agenda.SCHEMA
     else:
         blobs = data / "blobs"
         blobs.mkdir(exist_ok=True)
-        service, schema = files.Files(db, clock, people, blobs), files.SCHEMA
+        service, schema = Files(db, clock, people, blobs), tree.SCHEMA
     with db.transaction():
         db.alone()
         for statement in schema:

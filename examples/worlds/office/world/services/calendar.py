@@ -4,29 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .database import COUNTERS, Database, Row, next_id
+from .agenda import BUSY, Agenda
+from .database import Database, Row, next_id
 from .desk import Clock, Route
 from .seed import Seed
 from .web import ApiError, Reply, Request, page
 
 ANSWERS = ("accepted", "declined", "tentative", "pending")
-TABLES = {"events": "id", "attendees": "event, address", "rooms": "name"}
-"""Table → its key, for dumps."""
-SCHEMA = (
-    COUNTERS,
-    """CREATE TABLE IF NOT EXISTS events (
-        id INTEGER PRIMARY KEY, organizer TEXT NOT NULL, title TEXT NOT NULL,
-        description TEXT NOT NULL, begins TEXT NOT NULL, ends TEXT NOT NULL, room TEXT NOT NULL,
-        status TEXT NOT NULL, updated_at TEXT NOT NULL)""",
-    "CREATE INDEX IF NOT EXISTS by_time ON events (begins, ends)",
-    "CREATE TABLE IF NOT EXISTS attendees (event INTEGER NOT NULL, address TEXT NOT NULL,"
-    " answer TEXT NOT NULL, PRIMARY KEY (event, address))",
-    "CREATE TABLE IF NOT EXISTS rooms (name TEXT PRIMARY KEY, seats INTEGER NOT NULL)",
-)
-_BUSY = (
-    "SELECT DISTINCT e.* FROM events e LEFT JOIN attendees a ON a.event = e.id"
-    " WHERE e.status = 'confirmed' AND e.begins < ? AND e.ends > ? AND e.id <> ?"
-)
 
 
 class Calendar:
@@ -36,6 +20,7 @@ class Calendar:
         self._db = db
         self._clock = clock
         self._people = people
+        self._agenda = Agenda(db)
 
     def routes(self) -> list[Route]:
         """The table of this service."""
@@ -53,19 +38,7 @@ class Calendar:
 
     def seed(self, seed: Seed) -> None:
         """Enter the events that the office begins with."""
-        self._db.query("INSERT INTO counters (name, value) VALUES ('events', 0)")
-        for room in seed.list("rooms"):
-            self._db.query("INSERT INTO rooms VALUES (?, ?)", room["name"], room["seats"])
-        for event in seed.list("events"):
-            number = next_id(self._db, "events")
-            self._db.query(
-                "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, 'confirmed', ?)",
-                number, event["organizer"], event["title"], event.get("description", ""),
-                event["start"], event["end"], event.get("room", ""), "2026-02-20T09:00:00Z",
-            )  # fmt: skip
-            for address in event["attendees"]:
-                answer = event.get("answers", {}).get(address, "accepted")
-                self._db.query("INSERT INTO attendees VALUES (?, ?, ?)", number, address, answer)
+        self._agenda.seed(seed)
 
     def _list(self, request: Request) -> Reply:
         wheres, params = ["status = 'confirmed'"], list[Any]()
@@ -90,20 +63,20 @@ class Calendar:
                 " ORDER BY id LIMIT ?",
                 *params, after, count,
             )  # fmt: skip
-            return [self._shown(row, request.user) for row in found]
+            return [self._agenda.shown(row, request.user) for row in found]
 
         return Reply(page(request, rows))
 
     def _read(self, request: Request) -> Reply:
         row = self._event(request)
-        return Reply(self._shown(row, request.user), target=f"event {row['id']}")
+        return Reply(self._agenda.shown(row, request.user), target=f"event {row['id']}")
 
     def _create(self, request: Request) -> Reply:
         fields = request.fields()
         title = fields.text("title")
         begins, ends = fields.moment("start"), fields.moment("end")
         guests = [text.lower() for text in fields.texts("attendees", [])]
-        room = self._room(fields.text("room", ""), len({*guests, request.user}))
+        room = self._agenda.room(fields.text("room", ""), len({*guests, request.user}))
         description = fields.text("description", "", longest=5000)
         force = fields.flag("allow_conflicts", default=False)
         fields.done()
@@ -120,12 +93,12 @@ class Calendar:
             answer = "accepted" if address == request.user else "pending"
             self._db.query("INSERT INTO attendees VALUES (?, ?, ?)", number, address, answer)
         [row] = self._db.query("SELECT * FROM events WHERE id = ?", number)
-        return Reply(self._shown(row, request.user), 201, f"event {number}")
+        return Reply(self._agenda.shown(row, request.user), 201, f"event {number}")
 
     def _change(self, request: Request) -> Reply:
         row = self._organized(request)
         fields = request.fields()
-        old = self._attendees(row["id"])
+        old = self._agenda.attendees(row["id"])
         after = {
             "title": fields.text("title", row["title"]),
             "description": fields.text("description", row["description"], longest=5000),
@@ -134,7 +107,7 @@ class Calendar:
         }
         guests = [text.lower() for text in fields.texts("attendees", [*old])]
         attendees = list(dict.fromkeys([request.user, *guests]))
-        after["room"] = self._room(fields.text("room", row["room"]), len(attendees))
+        after["room"] = self._agenda.room(fields.text("room", row["room"]), len(attendees))
         force = fields.flag("allow_conflicts", default=False)
         fields.done()
         self._known(attendees)
@@ -152,7 +125,7 @@ class Calendar:
             kept = address == request.user or not moved
             answer = old.get(address, "pending") if kept else "pending"
             self._db.query("INSERT INTO attendees VALUES (?, ?, ?)", row["id"], address, answer)
-        shown = self._shown(self._event(request), request.user)
+        shown = self._agenda.shown(self._event(request), request.user)
         return Reply(shown, target=f"event {row['id']}")
 
     def _cancel(self, request: Request) -> Reply:
@@ -170,21 +143,21 @@ class Calendar:
         fields.done()
         if answer not in ANSWERS[:3]:
             raise ApiError(422, "bad_field", f"choose from {', '.join(ANSWERS[:3])}")
-        if request.user not in self._attendees(row["id"]):
+        if request.user not in self._agenda.attendees(row["id"]):
             raise ApiError(403, "not_invited", "only attendees answer")
         self._db.query(
             "UPDATE attendees SET answer = ? WHERE event = ? AND address = ?",
             answer, row["id"], request.user,
         )  # fmt: skip
-        shown = self._shown(self._event(request), request.user)
+        shown = self._agenda.shown(self._event(request), request.user)
         return Reply(shown, target=f"event {row['id']}")
 
     def _conflicts(self, request: Request) -> Reply:
         """Pairs of events of this user that overlap within a window."""
         start, end = _window(request)
-        rows = self._busy(start, end, request.user)
+        rows = self._agenda.busy(start, end, request.user)
         pairs = [
-            [self._shown(one, request.user), self._shown(two, request.user)]
+            [self._agenda.shown(one, request.user), self._agenda.shown(two, request.user)]
             for number, one in enumerate(rows)
             for two in rows[number + 1 :]
             if one["begins"] < two["ends"] and two["begins"] < one["ends"]
@@ -198,11 +171,11 @@ class Calendar:
         self._known(who)
         busy: dict[str, list[dict[str, str]]] = {}
         for address in who:
-            rows = self._busy(start, end, address)
+            rows = self._agenda.busy(start, end, address)
             busy[address] = [{"start": row["begins"], "end": row["ends"]} for row in rows]
         for name in rooms:
-            self._room(name, 0)
-            rows = self._db.query(f"{_BUSY} AND e.room = ?", end, start, 0, name)
+            self._agenda.room(name, 0)
+            rows = self._db.query(f"{BUSY} AND e.room = ?", end, start, 0, name)
             taken = sorted((row["begins"], row["ends"]) for row in rows)
             busy[name] = [{"start": begins, "end": ends} for begins, ends in taken]
         return Reply({"start": start, "end": end, "busy": busy})
@@ -210,18 +183,15 @@ class Calendar:
     def _rooms(self, request: Request) -> Reply:
         return Reply({"items": self._db.query("SELECT * FROM rooms ORDER BY name")})
 
-    def _busy(self, start: str, end: str, address: str) -> list[Row]:
-        sql = f"{_BUSY} AND a.address = ? AND a.answer <> 'declined'"
-        rows = self._db.query(sql, end, start, 0, address)
-        return sorted(rows, key=lambda row: (row["begins"], row["id"]))
-
     def _refuse_conflicts(
         self, begins: str, ends: str, who: list[str], room: str, but: int, *, force: bool
     ) -> None:
         """A taken room is always refused, taken people unless the organizer insists."""
-        if room and self._db.query(f"{_BUSY} AND e.room = ?", ends, begins, but, room):
+        if room and self._db.query(f"{BUSY} AND e.room = ?", ends, begins, but, room):
             raise ApiError(409, "room_taken", f"{room} is taken then", room=room)
-        taken = [a for a in who if any(row["id"] != but for row in self._busy(begins, ends, a))]
+        taken = [
+            a for a in who if any(row["id"] != but for row in self._agenda.busy(begins, ends, a))
+        ]
         if taken and not force:
             message = "somebody is busy then; choose another time or set `allow_conflicts`"
             raise ApiError(409, "conflict", message, attendees=taken)
@@ -230,14 +200,6 @@ class Calendar:
         for address in addresses:
             if address not in self._people:
                 raise ApiError(422, "unknown_attendee", f"nobody here is {address!r}")
-
-    def _room(self, name: str, people: int) -> str:
-        rows = self._db.query("SELECT seats FROM rooms WHERE name = ?", name)
-        if name and not rows:
-            raise ApiError(422, "unknown_room", f"there is no room {name!r}")
-        if name and rows[0]["seats"] < people:
-            raise ApiError(422, "room_too_small", f"{name} has {rows[0]['seats']} seats")
-        return name
 
     def _event(self, request: Request) -> Row:
         number = int(request.args["id"])
@@ -253,20 +215,6 @@ class Calendar:
         if row["status"] != "confirmed":
             raise ApiError(409, "cancelled", "the event is cancelled")
         return row
-
-    def _attendees(self, number: int) -> dict[str, str]:
-        rows = self._db.query(
-            "SELECT address, answer FROM attendees WHERE event = ? ORDER BY address", number
-        )
-        return {row["address"]: row["answer"] for row in rows}
-
-    def _shown(self, row: Row, user: str) -> Row:
-        attendees = self._attendees(row["id"])
-        times = {"id": row["id"], "start": row["begins"], "end": row["ends"]}
-        if user not in attendees and user != row["organizer"]:
-            return {**times, "title": "busy"}
-        rest = {key: row[key] for key in ("title", "description", "organizer", "room", "status")}
-        return {**times, **rest, "attendees": attendees}
 
 
 def _check_times(begins: str, ends: str) -> None:

@@ -15,14 +15,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from . import PORTS, calendar, files, mail
+from . import PORTS, agenda, mailboxes, tree
 from .__main__ import open_service
 from .database import Row, open_database
 from .desk import Clock
 from .documents import KINDS, open_documents
 from .seed import Seed
 
-_SQL = {"mail": mail.TABLES, "calendar": calendar.TABLES, "files": files.TABLES}
+_SQL = {"mail": mailboxes.TABLES, "calendar": agenda.TABLES, "files": tree.TABLES}
 Dump = dict[str, dict[str, Row]]
 
 

@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
-from .database import COUNTERS, Database, Row, next_id
+from .database import Database, Row, next_id
 from .desk import DOMAIN, Clock, Route
+from .mailboxes import Mailboxes
 from .seed import Seed
 from .web import ApiError, Fields, Reply, Request, page
 
 FOLDERS = ("inbox", "sent", "archive", "trash")
-TABLES = {"messages": "id", "labels": "owner, name", "message_labels": "message, label"}
-"""Table → its key, for dumps."""
-SCHEMA = (
-    COUNTERS,
-    """CREATE TABLE IF NOT EXISTS messages (
-        id INTEGER PRIMARY KEY, owner TEXT NOT NULL, folder TEXT NOT NULL, thread INTEGER NOT NULL,
-        letter INTEGER NOT NULL, sender TEXT NOT NULL, recipients TEXT NOT NULL, cc TEXT NOT NULL,
-        subject TEXT NOT NULL, body TEXT NOT NULL, sent_at TEXT NOT NULL, unread INTEGER NOT NULL,
-        forwarded_from INTEGER)""",
-    "CREATE INDEX IF NOT EXISTS by_owner ON messages (owner, folder, id)",
-    "CREATE TABLE IF NOT EXISTS labels (owner TEXT NOT NULL, name TEXT NOT NULL,"
-    " PRIMARY KEY (owner, name))",
-    "CREATE TABLE IF NOT EXISTS message_labels (message INTEGER NOT NULL, label TEXT NOT NULL,"
-    " PRIMARY KEY (message, label))",
-)
 _ADDRESS = re.compile(r"[a-z0-9][a-z0-9._+-]{0,63}@[a-z0-9][a-z0-9.-]{0,251}\.[a-z]{2,24}")
 _LABEL = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
@@ -36,8 +21,8 @@ class Mail:
 
     def __init__(self, db: Database, clock: Clock, people: dict[str, str]) -> None:
         self._db = db
-        self._clock = clock
         self._people = people
+        self._box = Mailboxes(db, clock, people)
 
     def routes(self) -> list[Route]:
         """The table of this service."""
@@ -57,24 +42,8 @@ class Mail:
         ]
 
     def seed(self, seed: Seed) -> None:
-        """Deliver the letters that the office begins with, and put them where they belong."""
-        for name in ("messages", "threads", "letters"):
-            self._db.query("INSERT INTO counters (name, value) VALUES (?, 0)", name)
-        threads: dict[str, int] = {}
-        for letter in seed.list("letters"):
-            key = letter.get("thread", letter["subject"])
-            threads[key] = threads.get(key) or next_id(self._db, "threads")
-            sender, to = letter["from"], letter["to"]
-            copies = self._deliver(
-                sender, to, letter.get("cc", []), letter["subject"], letter["body"],
-                thread=threads[key], sent_at=letter["at"],
-            )  # fmt: skip
-            for owner, placed in letter.get("placed", {}).items():
-                if folder := placed.get("folder"):
-                    self._set(copies[owner], "folder", folder)
-                self._set(copies[owner], "unread", int(placed.get("unread", False)))
-                for label in placed.get("labels", []):
-                    self._add_label(owner, copies[owner], label)
+        """Deliver the letters that the office begins with."""
+        self._box.seed(seed)
 
     def _folders(self, request: Request) -> Reply:
         rows = self._db.query(
@@ -120,13 +89,13 @@ class Mail:
                 " ORDER BY id DESC LIMIT ?",
                 *params, *([last] if last else []), count,
             )  # fmt: skip
-            return [self._shown(row, short=True) for row in found]
+            return [self._box.shown(row, short=True) for row in found]
 
         return Reply(page(request, rows))
 
     def _read(self, request: Request) -> Reply:
         row = self._own(request)
-        return Reply(self._shown(row), target=f"message {row['id']}")
+        return Reply(self._box.shown(row), target=f"message {row['id']}")
 
     def _thread(self, request: Request) -> Reply:
         number = int(request.args["id"])
@@ -136,7 +105,7 @@ class Mail:
         )  # fmt: skip
         if not rows:
             raise ApiError(404, "not_found", f"no thread {number} in this mailbox")
-        return Reply({"id": number, "items": [self._shown(row) for row in rows]})
+        return Reply({"id": number, "items": [self._box.shown(row) for row in rows]})
 
     def _send(self, request: Request) -> Reply:
         fields = request.fields()
@@ -176,50 +145,34 @@ class Mail:
         unknown = [a for a in (*to, *cc) if a.endswith(f"@{DOMAIN}") and a not in self._people]
         if unknown:
             raise ApiError(422, "unknown_recipient", f"nobody here is {unknown[0]}")
-        copies = self._deliver(request.user, to, cc, subject, body, thread=thread, source=source)
+        copies = self._box.deliver(
+            request.user, to, cc, subject, body, thread=thread, source=source
+        )
         [row] = self._db.query("SELECT * FROM messages WHERE id = ?", copies[request.user])
-        return Reply(self._shown(row), 201, f"message {row['id']}")
-
-    def _deliver(
-        self, sender: str, to: list[str], cc: list[str], subject: str, body: str, *, thread: int,
-        source: int | None = None, sent_at: str | None = None,
-    ) -> dict[str, int]:  # fmt: skip
-        """One copy for the sender and for each recipient of this house; owner → message."""
-        owners = [a for a in dict.fromkeys((*to, *cc)) if a in self._people and a != sender]
-        letter = next_id(self._db, "letters")
-        copies: dict[str, int] = {}
-        for owner in ([sender] if sender in self._people else []) + owners:
-            copies[owner] = next_id(self._db, "messages")
-            self._db.query(
-                "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                copies[owner], owner, "sent" if owner == sender else "inbox", thread, letter,
-                sender, json.dumps(to), json.dumps(cc), subject, body,
-                sent_at or self._clock.now(), int(owner != sender), source,
-            )  # fmt: skip
-        return copies
+        return Reply(self._box.shown(row), 201, f"message {row['id']}")
 
     def _change(self, request: Request) -> Reply:
         row = self._own(request)
         fields = request.fields()
         if "folder" in fields:
-            self._set(row["id"], "folder", _folder(fields.text("folder"), sent=row["folder"]))
+            self._box.set(row["id"], "folder", _folder(fields.text("folder"), sent=row["folder"]))
         if "unread" in fields:
-            self._set(row["id"], "unread", int(fields.flag("unread")))
+            self._box.set(row["id"], "unread", int(fields.flag("unread")))
         for label in fields.texts("add_labels", []):
-            self._add_label(request.user, row["id"], _label(label))
+            self._box.add_label(request.user, row["id"], _label(label))
         for label in fields.texts("remove_labels", []):
             self._db.query(
                 "DELETE FROM message_labels WHERE message = ? AND label = ?", row["id"], label
             )
         fields.done()
-        return Reply(self._shown(self._own(request)), target=f"message {row['id']}")
+        return Reply(self._box.shown(self._own(request)), target=f"message {row['id']}")
 
     def _delete(self, request: Request) -> Reply:
         """Into the trash first; out of the trash for good."""
         row = self._own(request)
         if row["folder"] != "trash":
-            self._set(row["id"], "folder", "trash")
-            return Reply(self._shown(self._own(request)), target=f"message {row['id']}")
+            self._box.set(row["id"], "folder", "trash")
+            return Reply(self._box.shown(self._own(request)), target=f"message {row['id']}")
         self._db.query("DELETE FROM message_labels WHERE message = ?", row["id"])
         self._db.query("DELETE FROM messages WHERE id = ?", row["id"])
         return Reply(None, 204, f"message {row['id']}")
@@ -238,14 +191,14 @@ class Mail:
         fields = request.fields()
         name = _label(fields.text("name"))
         fields.done()
-        if self._has_label(request.user, name):
+        if self._box.has_label(request.user, name):
             raise ApiError(409, "exists", f"there is a label {name} already")
         self._db.query("INSERT INTO labels VALUES (?, ?)", request.user, name)
         return Reply({"name": name}, 201, f"label {name}")
 
     def _delete_label(self, request: Request) -> Reply:
         name = request.args["name"]
-        if not self._has_label(request.user, name):
+        if not self._box.has_label(request.user, name):
             raise ApiError(404, "not_found", f"no label {name}")
         self._db.query(
             "DELETE FROM message_labels WHERE label = ?"
@@ -255,21 +208,6 @@ class Mail:
         self._db.query("DELETE FROM labels WHERE owner = ? AND name = ?", request.user, name)
         return Reply(None, 204, f"label {name}")
 
-    def _has_label(self, owner: str, name: str) -> bool:
-        return bool(
-            self._db.query("SELECT 1 FROM labels WHERE owner = ? AND name = ?", owner, name)
-        )
-
-    def _add_label(self, owner: str, message: int, label: str) -> None:
-        if not self._has_label(owner, label):
-            self._db.query("INSERT INTO labels VALUES (?, ?)", owner, label)
-        self._db.query(
-            "INSERT INTO message_labels VALUES (?, ?) ON CONFLICT DO NOTHING", message, label
-        )
-
-    def _set(self, message: int, column: str, value: Any) -> None:
-        self._db.query(f"UPDATE messages SET {column} = ? WHERE id = ?", value, message)
-
     def _own(self, request: Request) -> Row:
         number = int(request.args["id"])
         rows = self._db.query(
@@ -278,16 +216,6 @@ class Mail:
         if not rows:
             raise ApiError(404, "not_found", f"no message {number} in this mailbox")
         return rows[0]
-
-    def _shown(self, row: Row, *, short: bool = False) -> Row:
-        labels = self._db.query(
-            "SELECT label FROM message_labels WHERE message = ? ORDER BY label", row["id"]
-        )
-        shown = {key: row[key] for key in ("id", "folder", "thread", "subject", "sent_at")}
-        shown |= {"from": row["sender"], "to": json.loads(row["recipients"])}
-        shown |= {"cc": json.loads(row["cc"]), "unread": bool(row["unread"])}
-        shown["labels"] = [label["label"] for label in labels]
-        return shown | ({"snippet": row["body"][:120]} if short else {"body": row["body"]})
 
 
 def _addresses(fields: Fields, name: str, default: list[str] | None) -> list[str]:
