@@ -16,6 +16,7 @@ from ramify.contracts.errors import EnvironmentFailed, InvalidRewardError, Sandb
 from ramify.contracts.events import CheckpointEvent, WorldEvent
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.tree import Fidelity, NodeStatus, Outcome
+from ramify.kernel.outline import leaf_returns
 from ramify.kernel.policy import BranchPolicy, parse_branch
 from ramify.kernel.tree import tree_from_events
 from ramify.testing.sim import simulate
@@ -171,6 +172,7 @@ def test_wrecked_evidence_counts_as_the_minimum(tmp_path: Path) -> None:
     it.reward.fail = [InvalidRewardError("missing", "no reward file")]
     result = play(it, 3, minimum_reward=-1.0)
     assert (result.reward, result.dropped) == ((2.0 - 1.0) / 2, 0)
+    assert sorted(leaf_returns(it.tree).values()) == [-1.0, 2.0], "the tree says the same"
 
 
 def test_a_service_that_would_lose_its_memory_refuses_by_name(tmp_path: Path) -> None:

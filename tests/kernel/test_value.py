@@ -216,7 +216,8 @@ def test_returns_are_read_from_a_recorded_tree() -> None:
         (NodeStatus.SCORED, NodeStatus.INVALID, NodeStatus.INFRA_ERROR, NodeStatus.ENV_ERROR), 1
     ):
         tree.settle(node, status)
-    assert leaf_returns(tree, -1.0) == {1: 0.5, 2: -1.0}, "5 is open, 3 and 4 failed on our side"
+    tree.reward(2, RewardEvent("reward", -1.0))
+    assert leaf_returns(tree) == {1: 0.5, 2: -1.0}, "5 is open, 3 and 4 failed on our side"
     tree.settle(5, NodeStatus.AGENT_TIMEOUT)
     assert leaf_returns(tree)[5] == 0.5
 

@@ -30,8 +30,6 @@ from ramify.kernel.weights import WeightScheme
               help="Weigh tokens that records share, so that none counts twice.")  # fmt: skip
 @click.option("--advantage", type=click.Choice(SCHEMES), metavar="SCHEME",
               help=f"Advantages within each task: {', '.join(SCHEMES)}.")  # fmt: skip
-@click.option("--minimum", type=float, metavar="REWARD",
-              help="What an invalid leaf of several counts as (default: 0).")  # fmt: skip
 @click.option("--check", is_flag=True, help="Read every record back and compare its messages.")
 @click.option("--json", "as_json", is_flag=True, help="Print the number of records as JSON.")
 def command(
@@ -41,7 +39,6 @@ def command(
     scored_only: bool,
     weights: str | None,
     advantage: str | None,
-    minimum: float | None,
     check: bool,
     as_json: bool,
 ) -> None:
@@ -55,7 +52,6 @@ def command(
         "check": check or None,
         "weights": weights,
         "advantage": advantage,
-        "minimum": minimum,
     }
     options: dict[str, Any] = {key: value for key, value in wanted.items() if value is not None}
     options["scored_only"] = scored_only

@@ -37,15 +37,12 @@ _SHOWN_CHANGES = 200
 @click.option("--estimator", type=click.Choice([each.value for each in Estimator]),
               default=Estimator.CHILD_MEAN.value, show_default=True,
               help="How the values of children become one.")  # fmt: skip
-@click.option("--minimum", type=float, default=0.0, show_default=True,
-              help="Least reward of the task: what an invalid leaf counts as.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(
     job: Path,
     rollout: str | None,
     pair: tuple[int, int] | None,
     estimator: str,
-    minimum: float,
     as_json: bool,
 ) -> None:
     """Print the tree of one ROLLOUT of RUN with V ± SE; without one, list the rollouts."""
@@ -63,7 +60,7 @@ def command(
         found = list(_differences(job / "rollouts" / rollout, events, tree, pair))
         _print_changes(found, pair, as_json)
         return
-    values = tree_values(tree, leaf_returns(tree, minimum), estimator=Estimator(estimator))
+    values = tree_values(tree, leaf_returns(tree), estimator=Estimator(estimator))
     if as_json:
         for node in range(len(tree)):
             click.echo(msgspec.json.encode(_record(tree, node, values.at(node))).decode())

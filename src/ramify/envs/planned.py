@@ -40,11 +40,11 @@ class PlannedBranches:
     _plans: dict[str, BranchPolicy | None] = field(default_factory=dict[str, "BranchPolicy | None"])
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def policy(self, item: WorkItem, minimum: float) -> BranchPolicy | None:
+    async def policy(self, item: WorkItem) -> BranchPolicy | None:
         """The policy of a rollout that begins now: a pilot's, a planned one, or none (chains)."""
         async with self._lock:
             if item.task_id not in self._pilots:
-                found = await asyncio.to_thread(_pilots, self.job, item.task_id, minimum)
+                found = await asyncio.to_thread(_pilots, self.job, item.task_id)
                 self._pilots[item.task_id] = found
             pilots = self._pilots[item.task_id]
             if len(pilots) < PILOTS:
@@ -60,21 +60,21 @@ class PlannedBranches:
         self.observer.emit(LogEvent(item.rollout_id, now, "info", PLAN_MADE, fields))
         return AtSteps(dict(plan.branches), "plan") if plan.branches else None
 
-    def finished(self, result: RolloutResult, tree: Tree, minimum: float) -> None:
+    def finished(self, result: RolloutResult, tree: Tree) -> None:
         """Take note of a rollout that has ended."""
         if _is_pilot(result, tree):
             pilots = self._pilots.setdefault(result.task_id, {})
-            pilots[result.rollout_id] = _as_pilot(result, tree, minimum)
+            pilots[result.rollout_id] = _as_pilot(result, tree)
 
 
-def _pilots(job: Path, task_id: str, minimum: float) -> dict[str, Pilot]:
+def _pilots(job: Path, task_id: str) -> dict[str, Pilot]:
     """Pilots of a task that a run directory holds."""
     found: dict[str, Pilot] = {}
     for rollout, result in read_results(job).items():
         if result.task_id == task_id and result.leaves > 1:
             tree = tree_from_events(read_events(job, rollout))
             if _is_pilot(result, tree):
-                found[rollout] = _as_pilot(result, tree, minimum)
+                found[rollout] = _as_pilot(result, tree)
     return found
 
 
@@ -83,7 +83,7 @@ def _is_pilot(result: RolloutResult, tree: Tree) -> bool:
     return result.reward is not None and any(s.branch_reason == PILOT_REASON for s in steps)
 
 
-def _as_pilot(result: RolloutResult, tree: Tree, minimum: float) -> Pilot:
+def _as_pilot(result: RolloutResult, tree: Tree) -> Pilot:
     before = (Phase.SETUP, Phase.START, Phase.PROVISION, Phase.READINESS, Phase.CONNECT)
     setup = sum(result.timings.get(phase, 0.0) for phase in before)
-    return pilot(tree, minimum=minimum, setup_sec=setup)
+    return pilot(tree, setup_sec=setup)

@@ -53,9 +53,9 @@ class RolloutWorker:
         plan, ctx = self.prepare(item)
         if self.planned is None:
             return await run_rollout(plan, ctx)
-        policy = await self.planned.policy(item, plan.minimum_reward)
+        policy = await self.planned.policy(item)
         result = await run_rollout(replace(plan, policy=policy), ctx)
-        self.planned.finished(result, plan.recorder.tree, plan.minimum_reward)
+        self.planned.finished(result, plan.recorder.tree)
         return result
 
     def prepare(self, item: WorkItem) -> tuple[RolloutPlan, Context]:

@@ -23,7 +23,7 @@ from ramify.contracts.errors import (
 )
 from ramify.contracts.events import CheckpointEvent, Phase, WorldEvent
 from ramify.contracts.inside import WORLD_FILE
-from ramify.contracts.reward import VerifyResult
+from ramify.contracts.reward import RewardEvent, VerifyResult
 from ramify.contracts.tree import Fidelity, NodeStatus, Outcome, Step, StepKind
 from ramify.kernel.cut import Cut, Standing, World, revive, take_cut, until_healthy
 from ramify.kernel.outcome import Verdict, classify
@@ -34,6 +34,8 @@ from ramify.kernel.policy import Fork, Keep, Point
 from ramify.kernel.recorder import TreeRecorder
 from ramify.kernel.stages import Stage, combined, of_step
 
+_REWARD = "reward"
+"""Name of the signal that is a leaf's return."""
 _NOT_ACTIONS = ("branch", "task")
 """Roles of steps that no agent took."""
 
@@ -369,6 +371,9 @@ class Limb:
                 self.recorder.reward(of_step(stage, event) if stage.name else event)
             if found.reward is None:
                 raise InfraError("the reward could not be computed (the scorer returned None)")
+            if not any(event.name == _REWARD for event in found.events):
+                whole = RewardEvent(_REWARD, found.reward)
+                self.recorder.reward(of_step(stage, whole) if stage.name else whole)
         at = self.standing
         self.standing = replace(
             at,
@@ -390,6 +395,8 @@ class Limb:
     def end(self) -> None:
         """Settle the leaf. Idempotent."""
         leaf = Leaf(self.recorder.current, self.verdict, self.verified)
+        if leaf.outcome is Outcome.INVALID:
+            self.recorder.reward(RewardEvent(_REWARD, self.grove.plan.minimum_reward))
         self.recorder.settle(NodeStatus(leaf.outcome.value))
         self.grove.leaves.append(leaf)
 

@@ -93,19 +93,16 @@ def outline(tree: Tree) -> Outline:
     return Outline(parents, enumerated, forced, outcome_dependent)
 
 
-def leaf_returns(tree: Tree, minimum: float = 0.0) -> dict[int, float]:
+def leaf_returns(tree: Tree) -> dict[int, float]:
     """The return of each scored end in a recorded tree: its last terminal signal named `reward`.
 
     An end that was never scored (open, cancelled, failed world or machine) is not in it: that is
-    never 0. An `invalid` one counts as `minimum`, the least reward of its task. An inner node that
-    was scored before somebody went on from it keeps its own score.
+    never 0. For an `invalid` one the least reward of its task is recorded. An inner node that was
+    scored before somebody went on from it keeps its own score.
     """
     found: dict[int, float] = {}
     for node in range(len(tree)):
-        status = tree.status(node)
-        if status is NodeStatus.INVALID:
-            found[node] = minimum
-        elif status not in _NEVER_SCORED:
+        if tree.status(node) not in _NEVER_SCORED:
             for event in tree.rewards(node):
                 if event.name == _REWARD and event.granularity is Granularity.TERMINAL:
                     found[node] = event.value

@@ -94,14 +94,11 @@ class BranchPlan:
         return not self.branches
 
 
-def pilot(
-    tree: Tree, *, minimum: float = 0.0, setup_sec: float = 0.0, in_steps: bool = False
-) -> Pilot:
+def pilot(tree: Tree, *, setup_sec: float = 0.0, in_steps: bool = False) -> Pilot:
     """A recorded tree as a pilot.
 
     Args:
         tree: what was recorded.
-        minimum: the least reward of its task, for `invalid` leaves.
         setup_sec: time from the start of the rollout to its first step.
         in_steps: count the agent's steps as costs, instead of seconds (`setup_sec` in steps, too).
     """
@@ -112,7 +109,7 @@ def pilot(
         acted = step is not None and step.role == "agent"
         places[node] = places[tree.parent(node) or 0] + acted
         costs[node] = float(acted) if in_steps else (step.duration_sec if step else 0.0)
-    return Pilot(tree_values(tree, leaf_returns(tree, minimum)), costs, places, setup_sec)
+    return Pilot(tree_values(tree, leaf_returns(tree)), costs, places, setup_sec)
 
 
 def plan_branches(

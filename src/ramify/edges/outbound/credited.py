@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 
 from ramify.contracts.errors import ConfigError, UnknownNameError
@@ -55,7 +54,6 @@ def credited_trees(
     scored_only: bool = False,
     weights: str | None = None,
     advantage: str | None = None,
-    minimum: float = 0.0,
 ) -> Iterator[CreditedTree]:
     """The trees of a job, by rollout id; those of one task at a time are held in memory.
 
@@ -64,19 +62,16 @@ def credited_trees(
         scored_only: leave out rollouts that were never scored.
         weights: a token-weight scheme (`kernel.weights`).
         advantage: an advantage scheme (`kernel.schemes`), over all rollouts of a task.
-        minimum: what an `invalid` leaf counts as, in a rollout with several leaves.
 
     Raises:
         UnknownNameError: no such scheme.
-        ConfigError: the minimum is not finite, or an advantage cannot be computed from the rewards.
+        ConfigError: an advantage cannot be computed from the rewards.
         StoreError: the run directory cannot be read.
     """
     if weights is not None and weights not in tuple(WeightScheme):
         raise UnknownNameError("weight scheme", weights, [each.value for each in WeightScheme])
     if advantage is not None and advantage not in SCHEMES:
         raise UnknownNameError("advantage", advantage, SCHEMES)
-    if not isfinite(minimum):
-        raise ConfigError(f"the least reward is {minimum}; it must be finite", field="--minimum")
     results = read_results(job)
     tasks = {task_id: n for n, task_id in enumerate(sorted({r.task_id for r in results.values()}))}
     groups: dict[str, list[RolloutResult]] = {}
@@ -84,13 +79,13 @@ def credited_trees(
         if result.outcome.counts or not scored_only:
             groups.setdefault(result.task_id, []).append(result)
     for task_id, group in groups.items():
-        trees = [_valued(job, result, tasks[task_id], minimum) for result in group]
+        trees = [_valued(job, result, tasks[task_id]) for result in group]
         yield from _with(trees, weights, advantage)
 
 
-def _valued(job: Path, result: RolloutResult, example_id: int, minimum: float) -> CreditedTree:
+def _valued(job: Path, result: RolloutResult, example_id: int) -> CreditedTree:
     tree = tree_from_events(read_events(job, result.rollout_id))
-    returns: dict[int, Number] = {**leaf_returns(tree, minimum)}
+    returns: dict[int, Number] = {**leaf_returns(tree)}
     leaves = list(tree.leaves())
     alone = len(leaves) == 1
     if alone:

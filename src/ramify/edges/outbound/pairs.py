@@ -17,20 +17,17 @@ from ramify.edges.outbound.records import rollout_info, write_messages
 from ramify.kernel.credit import Pair, preference_pairs
 
 
-def export_pairs(
-    job: Path, *, scored_only: bool = False, minimum: float = 0.0
-) -> Iterator[dict[str, Any]]:
+def export_pairs(job: Path, *, scored_only: bool = False) -> Iterator[dict[str, Any]]:
     """Pairs of a job, by task, rollout id and state; of siblings that differ in what they say.
 
     Args:
         job: the run directory.
         scored_only: nothing to leave out: a pair has scores on both sides.
-        minimum: what an `invalid` leaf counts as.
 
     Raises:
         StoreError: the run directory cannot be read.
     """
-    for one in credited_trees(job, scored_only=scored_only, minimum=minimum):
+    for one in credited_trees(job, scored_only=scored_only):
         for pair in preference_pairs(one.values):
             record = _record(one, pair)
             if record["chosen"] != record["rejected"]:

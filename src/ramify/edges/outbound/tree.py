@@ -34,12 +34,9 @@ def export_trees(
     check: bool = False,
     weights: str | None = None,
     advantage: str | None = None,
-    minimum: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Records of a job, by task and rollout id. Arguments and errors as of `export_verifiers`."""
-    for one in credited_trees(
-        job, scored_only=scored_only, weights=weights, advantage=advantage, minimum=minimum
-    ):
+    for one in credited_trees(job, scored_only=scored_only, weights=weights, advantage=advantage):
         record = _record(one)
         if check:
             _compare(record, one.tree)

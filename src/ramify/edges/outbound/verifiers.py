@@ -38,7 +38,6 @@ def export_verifiers(
     check: bool = False,
     weights: str | None = None,
     advantage: str | None = None,
-    minimum: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Records of a job, by task, rollout id and leaf.
 
@@ -48,15 +47,12 @@ def export_verifiers(
         check: read each record back, and compare its messages with those that were recorded.
         weights: token-weight scheme: own, inv, path, frac or suffix (`kernel.weights`).
         advantage: advantage scheme (`kernel.schemes`), within each task.
-        minimum: what an `invalid` leaf counts as, in a rollout with several leaves.
 
     Raises:
         UsageError: no such scheme, or it cannot take these rewards.
         StoreError: the run directory cannot be read, or a record does not read back the same.
     """
-    found = credited_trees(
-        job, scored_only=scored_only, weights=weights, advantage=advantage, minimum=minimum
-    )
+    found = credited_trees(job, scored_only=scored_only, weights=weights, advantage=advantage)
     for one in found:
         for path in trajectories(one.tree):
             record = _record(one, path)
