@@ -26,6 +26,7 @@ from .documents import open_documents
 from .files import Files
 from .mail import Mail
 from .seed import Seed
+from .talk import Counts, begin_chat
 from .web import Server
 
 _Opened = tuple[list[Route], Store]
@@ -82,10 +83,11 @@ def _open_chat(
     url: str, seed: Seed, clock: Clock, people: dict[str, str], lock: threading.Lock
 ) -> _Opened:
     documents = open_documents(url)
+    counts = Counts(documents)
     chat = Chat(documents, clock, people, lock)
     with documents.transaction():
         if documents.get("meta", 1) is None:
-            chat.seed(seed)
+            begin_chat(documents, seed)
 
     @contextmanager
     def transaction() -> Generator[None]:
@@ -93,7 +95,7 @@ def _open_chat(
             yield
         chat.committed()
 
-    return chat.routes(), Store(transaction, chat.recall, chat.remember)
+    return chat.routes(), Store(transaction, counts.recall, counts.remember)
 
 
 def _is_new(db: Database, name: str) -> bool:

@@ -48,17 +48,20 @@ class Agenda:
                 self._db.query("INSERT INTO attendees VALUES (?, ?, ?)", number, address, answer)
 
     def busy(self, start: str, end: str, address: str) -> list[Row]:
+        """Events in a span that an attendee has not declined, in order."""
         sql = f"{BUSY} AND a.address = ? AND a.answer <> 'declined'"
         rows = self._db.query(sql, end, start, 0, address)
         return sorted(rows, key=lambda row: (row["begins"], row["id"]))
 
     def attendees(self, number: int) -> dict[str, str]:
+        """Address → answer."""
         rows = self._db.query(
             "SELECT address, answer FROM attendees WHERE event = ? ORDER BY address", number
         )
         return {row["address"]: row["answer"] for row in rows}
 
     def shown(self, row: Row, user: str) -> Row:
+        """An event as a user sees it: only its time, unless invited."""
         attendees = self.attendees(row["id"])
         times = {"id": row["id"], "start": row["begins"], "end": row["ends"]}
         if user not in attendees and user != row["organizer"]:
@@ -67,6 +70,7 @@ class Agenda:
         return {**times, **rest, "attendees": attendees}
 
     def room(self, name: str, people: int) -> str:
+        """The name of a room with that many seats; an empty one passes. Raises ApiError."""
         rows = self._db.query("SELECT seats FROM rooms WHERE name = ?", name)
         if name and not rows:
             raise ApiError(422, "unknown_room", f"there is no room {name!r}")

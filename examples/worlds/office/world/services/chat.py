@@ -10,15 +10,11 @@ from typing import Any
 
 from .desk import Clock, Route
 from .documents import Document, Documents
-from .seed import Seed
+from .talk import Counts
 from .web import ApiError, Reply, Request, page
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _EMOJI = re.compile(r"[a-z0-9_+-]{1,40}")
-_NUMBERS = 1
-"""The document of kind `meta` with the last number of each kind."""
-_CHANGES = 2
-"""That with the number of changes."""
 
 
 class Chat:
@@ -29,6 +25,7 @@ class Chat:
     ) -> None:
         """`lock` is held while a request is served."""
         self._documents = documents
+        self._counts = Counts(documents)
         self._clock = clock
         self._people = people
         self._said = threading.Condition(lock)
@@ -55,47 +52,6 @@ class Chat:
             Route("GET", "/search", "chat.search", self._search),
         ]
 
-    def seed(self, seed: Seed) -> None:
-        """Say what was said before the office opened."""
-        numbers = {"channels": 0, "posts": 0}
-        channels: dict[int, Document] = {}
-        by_name: dict[str, int] = {}
-        by_key: dict[str, int] = {}
-        for channel in seed.list("channels"):
-            numbers["channels"] += 1
-            number = by_name[channel["name"]] = numbers["channels"]
-            given: Document = {
-                "topic": "",
-                "private": False,
-                "archived": False,
-                **channel,
-                "pins": [],
-            }
-            channels[number] = given | {"id": number}
-        for post in sorted(seed.list("posts"), key=lambda each: each["at"]):
-            numbers["posts"] += 1
-            number = by_key[post.get("key", "")] = numbers["posts"]
-            self._documents.put("posts", number, {
-                "id": number, "channel": by_name[post["channel"]], "user": post["user"],
-                "text": post["text"], "at": post["at"], "edited": False,
-                "thread": by_key[post["thread"]] if "thread" in post else None,
-                "reactions": post.get("reactions", {}),
-            })  # fmt: skip
-            if post.get("pinned"):
-                channels[by_name[post["channel"]]]["pins"].append(number)
-        for number, channel in channels.items():
-            self._documents.put("channels", number, channel)
-        self._documents.put("meta", _NUMBERS, numbers)
-
-    def recall(self) -> int:
-        """How many changes were made."""
-        found = self._documents.get("meta", _CHANGES)
-        return found["count"] if found else 0
-
-    def remember(self, count: int) -> None:
-        """Keep how many changes were made."""
-        self._documents.put("meta", _CHANGES, {"count": count})
-
     def committed(self) -> None:
         """A transaction is over: wake the feeds. The lock is held."""
         self._said.notify_all()
@@ -117,7 +73,7 @@ class Chat:
             raise ApiError(422, "bad_name", "a channel is lower case letters, digits and -")
         if any(each["name"] == name for each in self._documents.all("channels")):
             raise ApiError(409, "exists", f"there is a channel {name} already")
-        number = self._next("channels")
+        number = self._counts.next("channels")
         channel = {
             "id": number, "name": name, "topic": topic, "private": private, "archived": False,
             "members": list(dict.fromkeys([request.user, *members])), "pins": [],
@@ -178,7 +134,7 @@ class Chat:
         if thread is not None:
             above = self._message(channel, thread)
             thread = above["thread"] or above["id"]
-        number = self._next("posts")
+        number = self._counts.next("posts")
         post: Document = {
             "id": number, "channel": channel["id"], "user": request.user, "text": text,
             "at": self._clock.now(), "edited": False, "thread": thread, "reactions": {},
@@ -257,12 +213,6 @@ class Chat:
             return found[:count]
 
         return Reply(page(request, rows))
-
-    def _next(self, kind: str) -> int:
-        numbers = self._documents.get("meta", _NUMBERS) or {}
-        numbers[kind] += 1
-        self._documents.put("meta", _NUMBERS, numbers)
-        return numbers[kind]
 
     def _known(self, address: str) -> str:
         if address not in self._people:

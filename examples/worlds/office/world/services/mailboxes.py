@@ -73,6 +73,7 @@ class Mailboxes:
         return copies
 
     def shown(self, row: Row, *, short: bool = False) -> Row:
+        """A message as clients see it; `short` without its body."""
         labels = self._db.query(
             "SELECT label FROM message_labels WHERE message = ? ORDER BY label", row["id"]
         )
@@ -83,11 +84,13 @@ class Mailboxes:
         return shown | ({"snippet": row["body"][:120]} if short else {"body": row["body"]})
 
     def has_label(self, owner: str, name: str) -> bool:
+        """Whether a user has made that label."""
         return bool(
             self._db.query("SELECT 1 FROM labels WHERE owner = ? AND name = ?", owner, name)
         )
 
     def add_label(self, owner: str, message: int, label: str) -> None:
+        """Put a label on a message; made where it is missing."""
         if not self.has_label(owner, label):
             self._db.query("INSERT INTO labels VALUES (?, ?)", owner, label)
         self._db.query(
@@ -95,4 +98,5 @@ class Mailboxes:
         )
 
     def set(self, message: int, column: str, value: Any) -> None:
+        """Set one column of a message."""
         self._db.query(f"UPDATE messages SET {column} = ? WHERE id = ?", value, message)

@@ -58,6 +58,7 @@ class Tree:
                 self._db.query("INSERT INTO shares VALUES (?, ?, ?)", number, address, role)
 
     def insert(self, parent: int, kind: str, name: str, owner: str) -> int:
+        """A new node, private; returns its number."""
         number = next_id(self._db, "nodes")
         self._db.query(
             "INSERT INTO nodes VALUES (?, ?, ?, ?, ?, 'private', ?)",
@@ -66,6 +67,7 @@ class Tree:
         return number
 
     def add_version(self, number: int, author: str, content: bytes) -> None:
+        """Keep content as the next version of a file."""
         digest = hashlib.sha256(content).hexdigest()
         path = self._blobs / digest
         if not path.exists():
@@ -81,12 +83,14 @@ class Tree:
         self._db.query("UPDATE nodes SET updated_at = ? WHERE id = ?", self._clock.now(), number)
 
     def history(self, number: int) -> list[Row]:
+        """The versions of a file, oldest first."""
         return self._db.query(
             "SELECT number, sha256, size, author, at FROM versions WHERE file = ? ORDER BY number",
             number,
         )
 
     def row(self, number: int) -> Row:
+        """The node, whoever asks. Raises ApiError."""
         rows = self._db.query("SELECT * FROM nodes WHERE id = ?", number)
         if not rows:
             raise ApiError(404, "not_found", f"no node {number}")
@@ -107,6 +111,7 @@ class Tree:
         return next((role for role in reversed(ROLES) if role in roles), "")
 
     def upwards(self, number: int) -> list[Row]:
+        """A folder and those above it, up to the root."""
         rows: list[Row] = []
         while number:
             rows.append(self.row(number))
@@ -114,12 +119,14 @@ class Tree:
         return rows
 
     def with_below(self, row: Row) -> list[Row]:
+        """A node and everything below it."""
         rows = [row]
         for each in rows:
             rows += self._db.query("SELECT * FROM nodes WHERE parent = ?", each["id"])
         return rows
 
     def shown(self, row: Row) -> dict[str, Any]:
+        """A node as clients see it."""
         names = [each["name"] for each in reversed([row, *self.upwards(row["parent"])])]
         shown = {key: row[key] for key in ("id", "kind", "name", "owner", "link", "updated_at")}
         shown["path"] = "/" + "/".join(names)
