@@ -121,6 +121,8 @@ class LiveSandbox(LocalSandbox):
                     reply = await self.control.ask(message, fds)
         except SandboxLostError:
             raise
+        except TimeoutError as error:
+            raise SandboxError(f"the capture of {self.id} took over {_DUMP_SEC:g} s") from error
         except SandboxError as error:
             raise UnsupportedError(
                 f"the processes of the sandbox cannot be captured: {error}"
@@ -166,9 +168,10 @@ class LiveSandbox(LocalSandbox):
                     await self.control.ask(message, fds)
         except SandboxLostError:
             raise
-        except SandboxError as error:
+        except (SandboxError, TimeoutError) as error:
+            why = str(error) or "it took too long"
             raise SandboxStartError(
-                f"the processes of the image {image.id} cannot be restored: {error}"
+                f"the processes of the image {image.id} cannot be restored: {why}"
             ) from error
 
     def _adopt(self, record: JobRecord) -> None:
