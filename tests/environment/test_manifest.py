@@ -86,6 +86,11 @@ def test_benchflows_keys() -> None:
     asked = probes(many.environment.readiness, many.services())
     assert [(probe.port, probe.path) for probe in asked] == [(9001, "/health"), (9002, "/ok")]
     assert [service.name for service in many.services(["mock-slack"])] == ["slack"]
+    own = read(
+        '[environment]\nname = "o"\nowns_lifecycle = true\n'
+        '[environment.task_selection]\nmechanism = "image"\n'
+    )
+    assert own.starts_entrypoint
 
 
 @pytest.mark.parametrize(

@@ -229,11 +229,13 @@ class _Check:
         for key in table.forward_env.keys:
             if not _VARIABLE.fullmatch(key):
                 raise self.error("forward_env.keys", f"{key!r} is no variable's name")
-        if table.owns_lifecycle and not roots and table.topology == "in-sandbox":
+        tasks_have_one = selection.mechanism == "image"
+        if table.owns_lifecycle and not (roots or tasks_have_one or table.topology != "in-sandbox"):
             raise self.error(
                 "owns_lifecycle",
                 "says that the image starts the services, and there is no image; give one, or "
-                "the services commands",
+                'task_selection = { mechanism = "image" } where tasks bring theirs, or the '
+                "services commands",
             )
 
     def services(self) -> None:
