@@ -37,7 +37,7 @@ _SECOND_INTERRUPT_SEC = 1.5
               help="Who acts; see `ramify agents list`.")  # fmt: skip
 @click.option("-A", "agent_option", multiple=True, metavar="KEY=VALUE", help="Option of the agent.")
 @model_options
-@click.option("-n", "--repeats", type=click.IntRange(1), metavar="N",
+@click.option("-n", "--repeats", type=int, metavar="N",
               help="Rollouts per task (default: 1, or 4 with --branch).")  # fmt: skip
 @click.option("--branch", metavar="WHERE",
               help="Fork rollouts: group:8@step:3, depth:8,16x2, values:8x4, entropy:2x3 or plan.",
