@@ -50,9 +50,13 @@ class Office:
             ignored = shutil.ignore_patterns("__pycache__", "office_grader")
             shutil.copytree(OFFICE / "world", self.home, ignore=ignored)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        for name in NAMES:
-            self.start(name)
-        self.wait()
+        try:
+            for name in NAMES:
+                self.start(name)
+            self.wait()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def env(self) -> dict[str, str]:
