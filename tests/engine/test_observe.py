@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from ramify.contracts.errors import ConfigError, UsageError
@@ -86,6 +86,7 @@ def test_a_secret_is_found_however_json_writes_it(text: str) -> None:
     assert "rd" not in cleaned.replace("redacted", "")
 
 
+@example("00000\\", 2, False)
 @given(st.text(min_size=6, max_size=30), st.integers(1, 3), st.booleans())
 def test_no_secret_survives_json(secret: str, depth: int, ascii_only: bool) -> None:
     secret = secret.strip()

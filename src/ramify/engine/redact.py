@@ -74,12 +74,12 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """The text without secrets; the same object if there were none."""
+        if "\\" in text:  # first, so that no half of an escape is taken for the plain secret
+            for pattern in self._escaped:
+                text = pattern.sub(_MASK, text)
         for value in self._values:
             if value in text:
                 text = text.replace(value, _MASK)
-        if "\\" in text:
-            for pattern in self._escaped:
-                text = pattern.sub(_MASK, text)
         lowered = text.lower()
         for marker, pattern in _SHAPES:
             if marker in lowered:
@@ -141,7 +141,7 @@ def _any_escape(char: str) -> str:
     """
     units = char.encode("utf-16-be", "surrogatepass").hex()
     codes = [units[i : i + 4] for i in range(0, len(units), 4)]
-    forms = [re.escape(char), "".join(rf"\\{{1,8}}u(?i:{code})" for code in codes)]
+    forms = ["".join(rf"\\{{1,8}}u(?i:{code})" for code in codes), re.escape(char)]
     if char in _SHORT_ESCAPES:
-        forms.append(r"\\{1,8}" + _SHORT_ESCAPES[char])
+        forms.insert(0, r"\\{1,8}" + _SHORT_ESCAPES[char])
     return f"(?:{'|'.join(forms)})"
