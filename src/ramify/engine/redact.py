@@ -43,7 +43,7 @@ _SHAPES = tuple(
 )
 
 _SHORT_ESCAPES = {
-    '"': '"', "\\": r"\\", "/": "/", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t",
+    '"': '"', "/": "/", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t",
 }  # fmt: skip
 
 
@@ -142,6 +142,8 @@ def _any_escape(char: str) -> str:
     units = char.encode("utf-16-be", "surrogatepass").hex()
     codes = [units[i : i + 4] for i in range(0, len(units), 4)]
     forms = ["".join(rf"\\{{1,8}}u(?i:{code})" for code in codes), re.escape(char)]
-    if char in _SHORT_ESCAPES:
+    if char == "\\":  # 2 for each level; what is left of a run belongs to what follows
+        forms = [rf"\\{{{2**level}}}" for level in (3, 2, 1)] + forms
+    elif char in _SHORT_ESCAPES:
         forms.insert(0, r"\\{1,8}" + _SHORT_ESCAPES[char])
     return f"(?:{'|'.join(forms)})"
