@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import stat
 from contextlib import suppress
@@ -295,6 +296,9 @@ def _give_up_powers(world: World) -> None:
     """What commands cannot have; this process keeps its own powers over them."""
     if world.live:
         ns.pass_capabilities_on()  # to CRIU; the pod root clears them
+        # No program comes through a checkpoint with an io_uring. Its memory counts as locked (Linux
+        # 6.14), so that event loops which would use one (libuv's) fall back on epoll.
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
     ns.limit_capabilities(frozenset() if world.lockdown else ns.KEPT_CAPABILITIES)
     if world.lockdown or world.mode == "plain":
         ns.no_new_privileges()
