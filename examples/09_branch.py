@@ -29,7 +29,7 @@ async def attempt(child: ramify.LiveRollout, idea: str):
     await sandbox.exec(IDEAS[idea])
     kept = await child.checkpoint()
     found = await child.score()
-    return found.reward, idea, kept
+    return found.reward or 0.0, idea, kept
 
 
 async def main(sandbox: str) -> None:
