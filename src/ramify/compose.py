@@ -55,7 +55,7 @@ TABLE: Mapping[str, Mapping[str, str]] = {
     },
     "environments": {
         "package": "ramify.planes.environment.package:PackageEnvironment",
-        "manifest": "ramify.planes.environment.world:ManifestEnvironment",
+        "manifest": "ramify.planes.environment.opening:open_world",
     },
     "rewards": {
         "script": "ramify.planes.reward.script:ScriptVerifier",
@@ -188,23 +188,33 @@ def model(
     return _build("models", provider, options, given)
 
 
-def environment(task: Task, keep: Path) -> Environment:
+def fleets(keep: Path) -> Any:
+    """The services that rollouts of one engine share, none started yet. Close with `aclose`.
+
+    `keep` is where it is written down, below a directory of this engine, who has a place in them.
+    """
+    return load_function("ramify.planes.environment.fleet.host:Fleets")(keep)
+
+
+def environment(task: Task, keep: Path, shared: object) -> Environment:
     """The world of a task. A new one for each rollout.
 
-    `keep` is where worlds that persist keep their state from one episode to the next.
+    `keep` is where worlds that persist keep their state from one episode to the next, `shared` the
+    engine's `fleets`.
     """
     package = task.package
     if package is None or package.world is None:
         return _build("environments", "package", {})
-    return manifest_world(Path(package.world), keep, wanted=package.services)
+    return manifest_world(Path(package.world), keep, shared, wanted=package.services)
 
 
-def manifest_world(path: Path, keep: Path, **how: Any) -> Any:
-    """The world of a manifest, a `ManifestEnvironment`; `how` is more of its `WorldOptions`.
+def manifest_world(path: Path, keep: Path, shared: object, **how: Any) -> Any:
+    """The world of a manifest; `shared`: the engine's `fleets`, `how`: more of `WorldOptions`.
 
-    Raises: ConfigError (the manifest), UnsupportedError (a topology that is not served).
+    Raises: ConfigError (the manifest), UnsupportedError (what its topology cannot have).
     """
-    return load("environments", "manifest").open(path, home=ramify_home(), keep=keep, **how)
+    make = load("environments", "manifest")
+    return make(path, home=ramify_home(), keep=keep, fleets=shared, **how)
 
 
 def in_world(task: Task, manifest: Path | None = None) -> Task:

@@ -39,13 +39,28 @@ class TaskDatabase(Protocol):
     with it. Tenant names are `[a-z][a-z0-9_]*`, at most 40 characters.
     """
 
-    async def create(self, tenant: str) -> Mapping[str, str]:
+    async def create(self, tenant: str, source: str | None = None) -> Mapping[str, str]:
         """Make a tenant's place; one that is there already is made anew.
+
+        Args:
+            tenant: whose place it is.
+            source: a tenant, suspended, whose place it begins as a copy of; None: the template.
 
         Returns: variables by which the tenant's programs find and open it (`PGHOST`, ...).
 
-        Raises: EnvironmentFailed, ConfigError (a name that cannot be one).
+        Raises: EnvironmentFailed, ConfigError (a name that cannot be one), UnsupportedError.
         """
+        ...
+
+    async def suspend(self, tenant: str) -> None:
+        """End a tenant's connections and let it in no more; its place stays as it is.
+
+        Idempotent. Raises EnvironmentFailed, UnsupportedError (the service knows no users).
+        """
+        ...
+
+    async def admit(self, tenant: str) -> None:
+        """Let a suspended tenant in again, with what it was given. Raises EnvironmentFailed."""
         ...
 
     async def drop(self, tenant: str) -> None:

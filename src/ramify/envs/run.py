@@ -29,7 +29,7 @@ from ramify.engine.store import Store
 from ramify.engine.summary import JobSummary
 from ramify.envs.plan import PLANNED, RunOptions, RunPlan, plan_run
 from ramify.envs.planned import PlannedBranches
-from ramify.envs.worker import RolloutWorker
+from ramify.envs.worker import WORLDS, RolloutWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,11 @@ async def open_stand(
         if plan.options.branch == PLANNED:
             planned = PlannedBranches(plan.path, plan.options.roots, observer, clock)
         place = partial(budgets.hold, {"rollouts": 1})
-        worker = RolloutWorker(plan, store, observer, clock, scope, store.ready, place, planned)
+        fleets = compose.fleets(plan.path / WORLDS)
+        stack.push_async_callback(fleets.aclose)
+        worker = RolloutWorker(
+            plan, store, observer, clock, scope, store.ready, place, fleets, planned
+        )
         yield Stand(plan, store, observer, metrics, worker, budgets, clock, scope)
 
 

@@ -22,6 +22,8 @@ from ramify.kernel.recorder import TreeRecorder
 from ramify.kernel.rollout import run_rollout
 
 _VERIFY_SEC = 1800.0
+WORLDS = "worlds"
+"""Where, below the run directory, worlds keep what outlives a rollout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class RolloutWorker:
         cancel: the job's cancel scope.
         ready: awaited after each step, for backpressure.
         extra_place: waits for leave to run one more path side by side.
+        fleets: the services that rollouts share (`compose.fleets`).
         planned: decides where rollouts branch, where that is planned.
     """
 
@@ -46,6 +49,7 @@ class RolloutWorker:
     cancel: CancelScope
     ready: Callable[[], Awaitable[None]]
     extra_place: Extra
+    fleets: object
     planned: PlannedBranches | None = None
 
     async def __call__(self, item: WorkItem) -> RolloutResult:
@@ -85,7 +89,7 @@ class RolloutWorker:
             provider=self.plan.provider,
             spec=planned.spec,
             agent=self.plan.agent,
-            environment=compose.environment(planned.task, self.store.path / "worlds"),
+            environment=compose.environment(planned.task, self.store.path / WORLDS, self.fleets),
             stages=stages_of(planned.task, planned.isolation, self.plan.rewards),
             recorder=recorder,
             reward_strategy=package.reward_strategy if package else "mean",

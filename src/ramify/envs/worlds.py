@@ -104,11 +104,14 @@ class _Stand:
         self.task = await asyncio.to_thread(
             compose.in_world, Task(f"worlds:{choice.task}", package=package)
         )
+        keep = self.scratch / "keep"
+        fleets = compose.fleets(keep)
         self.world = compose.manifest_world(
-            place, self.scratch / "keep", revertible=True, declared_only=True
+            place, keep, fleets, revertible=True, declared_only=True
         )
         self.provider = compose.sandbox_provider(choice.sandbox)
         self.undo.push_async_callback(self.provider.aclose)
+        self.undo.push_async_callback(fleets.aclose)
         probe = await self.provider.probe()
         if not probe.ok:
             raise UnsupportedError(f"sandbox `{choice.sandbox}`: {probe.detail}; {probe.remedy}")

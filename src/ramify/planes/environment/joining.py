@@ -99,6 +99,8 @@ def set_in_world(task: Task, manifest: Manifest, home: Path) -> Task:
     env = spec.env
     if (key := manifest.selection_key) is not None:
         env = {**env, key: task.id.item_id}
+    if manifest.environment.topology == "shared-fleet":
+        env = {**env, "FLEET_ENV": manifest.environment.fleet_env}
     joined = msgspec.structs.replace(
         package,
         world=str(manifest.path),

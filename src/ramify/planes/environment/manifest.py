@@ -221,6 +221,8 @@ class _Check:
             place = getattr(table, name)
             if place is not None and posixpath.normpath(place).startswith(("/", "..")):
                 raise self.error(name, f"{place!r} must be a directory beside the manifest")
+        if not _absolute(table.fleet_env):
+            raise self.error("fleet_env", f"{table.fleet_env!r} must be an absolute path")
         if table.workdir is not None and not _absolute(table.workdir):
             raise self.error("workdir", f"{table.workdir!r} must be an absolute path")
         selection = table.task_selection

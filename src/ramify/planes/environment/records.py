@@ -148,6 +148,12 @@ class EnvironmentSpec(Table, frozen=True):
             declared state that the one before it left.
         topology: `in-sandbox`: every rollout has its own world in its own sandbox;
             `shared-fleet`: long-lived services serve many rollouts, each with accounts of its own.
+            They run in one sandbox of the engine's, made from `image`, `base_image` or `build`
+            (else from what the task runs in) with `files`; a task's sandbox reaches their ports at
+            127.0.0.1, and of each state (postgres, redis, sqlite; one of a kind) it has a place
+            made from what the state names as a template.
+        fleet_env: in a shared fleet, the file in a task's sandbox from which a shell reads how
+            its places are opened (`DATABASE_URL`, `REDIS_URL`, ...): `. "$FLEET_ENV"`.
         ports: further ports of the world, exposed by `ramify env up`.
         keep_alive: whether the entrypoint may end by itself without that being a failure.
     """
@@ -161,6 +167,7 @@ class EnvironmentSpec(Table, frozen=True):
     owns_lifecycle: bool | None = None
     isolation: Literal["per_task", "persistent"] = "per_task"
     topology: Literal["in-sandbox", "shared-fleet"] = "in-sandbox"
+    fleet_env: Text = "/run/fleet.env"
     ports: list[Port] = []
     keep_alive: bool = True
     forward_env: ForwardEnv = ForwardEnv()

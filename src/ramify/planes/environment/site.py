@@ -60,6 +60,16 @@ class Site:
         self._deadline = self.ctx.clock.monotonic() + seconds
         self._pause = _FIRST_PAUSE_SEC
 
+    async def start_all(self) -> None:
+        """Start the entrypoint, where the manifest says so, and the services, in order.
+
+        Raises: EnvironmentFailed, ConfigError (the image has no entrypoint).
+        """
+        if self.manifest.starts_entrypoint:
+            await self._start_entrypoint()
+        await self.services.start_all()
+        self.restart_clock()
+
     async def endpoint(self, port: int) -> Endpoint:
         """A host address that reaches `port` on the sandbox's loopback."""
         async with self._turn:
@@ -125,6 +135,18 @@ class Site:
             self.ctx.rollout_id, clock.now(), "info", "the world is healthy", {"answered": fields}
         )
         self.ctx.observer.emit(event)
+
+    async def _start_entrypoint(self) -> None:
+        image = self.ctx.image
+        command = (*image.entrypoint, *image.cmd) if image is not None else ()
+        if image is None or not command:
+            raise ConfigError(
+                "says that the image's entrypoint starts the services, and the image has none; "
+                "give the services commands",
+                file=str(self.manifest.path),
+                field="environment.owns_lifecycle",
+            )
+        await self.services.start_entrypoint(command, image.user, image.workdir or "/")
 
     def _unhealthy(self, wrong: Sequence[Answer]) -> str:
         seconds = self.manifest.environment.readiness.timeout_sec

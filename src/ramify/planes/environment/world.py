@@ -10,25 +10,24 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from ramify.contracts.context import Context
 from ramify.contracts.environment import ReadinessProbe, StateSnapshot, WorldState
-from ramify.contracts.errors import ConfigError, EnvironmentFailed, UnsupportedError
+from ramify.contracts.errors import EnvironmentFailed, UnsupportedError
 from ramify.contracts.sandbox import Sandbox
 from ramify.planes.environment.hidden import refuse_hidden, refuse_hidden_in_image
-from ramify.planes.environment.manifest import Manifest, load_manifest
-from ramify.planes.environment.options import WorldOptions, WorldWays
+from ramify.planes.environment.manifest import Manifest
+from ramify.planes.environment.options import WorldOptions
 from ramify.planes.environment.package import PackageEnvironment
 from ramify.planes.environment.parts import Parts
 from ramify.planes.environment.persistent import PersistentState
 from ramify.planes.environment.placing import chosen_services, upload_files
 from ramify.planes.environment.records import StateSpec
 from ramify.planes.environment.site import Site
-from ramify.planes.environment.state.make import make_driver
 
 _MEMORY_KINDS = ("http", "command", "process")
 """Kinds of state that, naming a service, stand for what it has in memory."""
@@ -68,20 +67,6 @@ class ManifestEnvironment:
         self._healthy = False
         self._hooks: _Hooks | None = None
 
-    @classmethod
-    def open(cls, path: Path, *, home: Path, keep: Path, **how: Unpack[WorldWays]) -> Self:
-        """The world of the manifest at a path; the other arguments are those of `WorldOptions`.
-
-        Raises: ConfigError (the manifest), UnsupportedError (a topology that is not served).
-        """
-        manifest = load_manifest(path)
-        if manifest.environment.topology == "shared-fleet":
-            raise UnsupportedError(
-                f'{path}: topology = "shared-fleet": a manifest does not join rollouts to a fleet '
-                'yet; use "in-sandbox"'
-            )
-        return cls(manifest, WorldOptions(make_driver, home, keep, **how))
-
     # ---- life
 
     async def provision(self, sandbox: Sandbox, ctx: Context) -> None:
@@ -112,10 +97,7 @@ class ManifestEnvironment:
         order = await chosen_services(manifest, self._options.wanted, sandbox)
         site = Site(manifest, sandbox, ctx, order, self._forwarded())
         self._take_place(site)
-        if manifest.starts_entrypoint:
-            await self._start_entrypoint(site)
-        await site.services.start_all()
-        site.restart_clock()
+        await site.start_all()
 
     async def readiness(self) -> ReadinessProbe:
         """Ask everything that has to answer, once, all at the same time.
@@ -348,18 +330,6 @@ class ManifestEnvironment:
     def _forwarded(self) -> dict[str, str]:
         keys = self._manifest.environment.forward_env.keys
         return {key: os.environ[key] for key in keys if key in os.environ}
-
-    async def _start_entrypoint(self, site: Site) -> None:
-        image = site.ctx.image
-        command = (*image.entrypoint, *image.cmd) if image is not None else ()
-        if image is None or not command:
-            raise ConfigError(
-                "says that the image's entrypoint starts the services, and the image has none; "
-                "give the services commands",
-                file=str(self._manifest.path),
-                field="environment.owns_lifecycle",
-            )
-        await site.services.start_entrypoint(command, image.user, image.workdir or "/")
 
     def _refuse_memory(self) -> None:
         """Raise UnsupportedError for services whose memory `restore` would not bring back."""

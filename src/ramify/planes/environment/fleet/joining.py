@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ramify.contracts.cleanup import uninterrupted
-from ramify.contracts.errors import SandboxLostError
+from ramify.contracts.errors import SandboxLostError, UnsupportedError
 from ramify.contracts.fleet import AccountBroker, Lease, TaskDatabase
 from ramify.contracts.sandbox import ByteReader, ByteWriter, Endpoint, Listener, Sandbox
 
@@ -45,24 +45,52 @@ class Fleet:
     broker: AccountBroker
     ports: Sequence[int]
 
-    async def join(self, sandbox: Sandbox, holder: str, seconds: float) -> Member:
+    async def join(
+        self, sandbox: Sandbox, holder: str, seconds: float, source: Member | None = None
+    ) -> Member:
         """Give a task an account and places of its own for `seconds`, and ways to the services.
 
+        The places begin as the templates, or as copies of those of `source`, which is suspended.
+
         Raises: EnvironmentFailed (no account is free, a service is dead), SandboxError (a port is
-        taken in the task's sandbox). Then nothing is held.
+        taken in the task's sandbox), UnsupportedError (a place cannot be copied). Then nothing is
+        held.
         """
         lease = await self.broker.lease(holder, seconds)
         member = Member(lease, dict(lease.facts))
         try:
             for database in self.databases:
-                member.variables |= await database.create(member.tenant)
-            for port in self.ports:
-                endpoint = await self.sandbox.expose_port(port)
-                member.listeners.append(await sandbox.serve_in(port, _Bridge(endpoint)))
+                begun = source.tenant if source is not None else None
+                member.variables |= await database.create(member.tenant, begun)
+            await self._connect(member, sandbox)
         except BaseException:
             await uninterrupted(self.leave(member))
             raise
         return member
+
+    async def suspend(self, member: Member, sandbox: Sandbox) -> None:
+        """End a task's connections and let it in no more, so that its places stay as they are.
+
+        Raises: UnsupportedError (a place does not allow it; nothing was changed, but open
+        connections end), EnvironmentFailed.
+        """
+        await _disconnect(member)
+        done: list[TaskDatabase] = []
+        try:
+            for database in self.databases:
+                await database.suspend(member.tenant)
+                done.append(database)
+        except UnsupportedError:
+            for database in done:
+                await database.admit(member.tenant)
+            await self._connect(member, sandbox)
+            raise
+
+    async def admit(self, member: Member, sandbox: Sandbox) -> None:
+        """Undo `suspend`. Raises: EnvironmentFailed, SandboxError."""
+        for database in self.databases:
+            await database.admit(member.tenant)
+        await self._connect(member, sandbox)
 
     async def leave(self, member: Member) -> None:
         """Close the ways, drop the places, give the account back: in this order. Idempotent.
@@ -70,17 +98,30 @@ class Fleet:
         Raises: EnvironmentFailed (a place could not be dropped: the account stays taken until its
         lease expires, and `sweep` drops it).
         """
-        while member.listeners:
-            try:
-                await member.listeners.pop().aclose()
-            except SandboxLostError:
-                continue  # it went with the task's sandbox
+        await _disconnect(member)
         held = {lease.fence for lease in await self.broker.leases()}
         if member.lease.fence not in held:
             return  # expired: the place may be somebody else's by now
         for database in self.databases:
             await database.drop(member.tenant)
         await self.broker.release(member.lease)
+
+    async def take_over(self) -> int:
+        """End all leases and drop all places; returns how many leases there were.
+
+        For the engine that alone uses this fleet, before anybody joins it: whoever holds a lease
+        then died with an engine before. Raises EnvironmentFailed.
+        """
+        left = await self.broker.leases()
+        for lease in left:
+            await self.broker.release(lease)
+        await self.sweep()
+        return len(left)
+
+    async def _connect(self, member: Member, sandbox: Sandbox) -> None:
+        for port in self.ports:
+            endpoint = await self.sandbox.expose_port(port)
+            member.listeners.append(await sandbox.serve_in(port, _Bridge(endpoint)))
 
     async def sweep(self) -> int:
         """Drop places whose lease is over; returns how many. Raises EnvironmentFailed."""
@@ -92,6 +133,14 @@ class Fleet:
                     await database.drop(tenant)
                     count += 1
         return count
+
+
+async def _disconnect(member: Member) -> None:
+    while member.listeners:
+        try:
+            await member.listeners.pop().aclose()
+        except SandboxLostError:
+            continue  # it went with the task's sandbox
 
 
 @dataclass(frozen=True, slots=True)

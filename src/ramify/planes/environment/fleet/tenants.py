@@ -13,6 +13,7 @@ from ramify.contracts.inside import inside
 from ramify.contracts.sandbox import Sandbox
 from ramify.planes.environment.state.hands import Hands
 from ramify.planes.environment.state.postgres_sql import identifier, literal
+from ramify.planes.environment.state.redis import FORGET
 from ramify.planes.environment.state.resp import ReplyError, RespClient
 from ramify.planes.environment.state.sqlite_inside import call, find_engine
 
@@ -39,6 +40,20 @@ DO $$ DECLARE line text; BEGIN
 END $$;
 """
 
+# A copy of a tenant's database holds what is the tenant's; in the copy it is the new one's. Shared
+# objects change hands with it, so the database itself is given back; settings do not come along.
+_INHERIT = """
+BEGIN;
+REASSIGN OWNED BY {origin} TO {owner};
+ALTER DATABASE {origin} OWNER TO {origin};
+DROP OWNED BY {origin};
+INSERT INTO pg_db_role_setting
+  SELECT n.oid, 0, s.setconfig FROM pg_db_role_setting s, pg_database o, pg_database n
+  WHERE s.setrole = 0 AND s.setdatabase = o.oid AND '"' || o.datname || '"' = '{origin}'
+    AND n.datname = current_database();
+COMMIT;
+"""
+
 
 class PostgresTasks:
     """Implements `TaskDatabase`: a database and a role for each tenant of a PostgreSQL server.
@@ -59,10 +74,10 @@ class PostgresTasks:
         self._template, self._port, self._limit = template, port, limit
         self._turn = asyncio.Lock()
 
-    async def create(self, tenant: str) -> dict[str, str]:
+    async def create(self, tenant: str, source: str | None = None) -> dict[str, str]:
         """See `TaskDatabase`. Returns the variables of libpq and `DATABASE_URL`."""
-        name, password = _place(tenant), secrets.token_urlsafe(24)
-        ident = identifier(name)
+        name, password = place_of(tenant), secrets.token_urlsafe(24)
+        ident, origin = identifier(name), place_of(source) if source else self._template
         await self._refuse_open()
         await self.drop(tenant)
         async with self._turn:  # one copy of the template at a time
@@ -71,10 +86,12 @@ class PostgresTasks:
                 "WHERE datallowconn \\gexec\n"
                 f"CREATE ROLE {ident} LOGIN PASSWORD {literal(password)} NOSUPERUSER NOCREATEDB "
                 f"NOCREATEROLE NOREPLICATION NOBYPASSRLS CONNECTION LIMIT {self._limit};\n"
-                f"CREATE DATABASE {ident} TEMPLATE {identifier(self._template)} OWNER {ident};\n"
+                f"CREATE DATABASE {ident} TEMPLATE {identifier(origin)} OWNER {ident};\n"
                 f"REVOKE ALL ON DATABASE {ident} FROM PUBLIC;\n"
             )
-            await self._sql(_HAND_OVER.replace("{owner}", ident), name)
+            text = _HAND_OVER if source is None else _INHERIT
+            text = text.replace("{owner}", ident).replace("{origin}", identifier(origin))
+            await self._sql(text, name)
         host = f"127.0.0.1:{self._port}"
         return {
             "PGHOST": "127.0.0.1",
@@ -87,10 +104,23 @@ class PostgresTasks:
 
     async def drop(self, tenant: str) -> None:
         """See `TaskDatabase`."""
-        name = identifier(_place(tenant))
+        name = identifier(place_of(tenant))
         await self._sql(
             f"DROP DATABASE IF EXISTS {name} WITH (FORCE);\nDROP ROLE IF EXISTS {name};"
         )
+
+    async def suspend(self, tenant: str) -> None:
+        """See `TaskDatabase`."""
+        name = place_of(tenant)
+        await self._sql(
+            f"ALTER ROLE {identifier(name)} NOLOGIN;\n"
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            f"WHERE usename = {literal(name)} OR datname = {literal(name)};"
+        )
+
+    async def admit(self, tenant: str) -> None:
+        """See `TaskDatabase`."""
+        await self._sql(f"ALTER ROLE {identifier(place_of(tenant))} LOGIN;")
 
     async def tenants(self) -> list[str]:
         """See `TaskDatabase`."""
@@ -128,9 +158,6 @@ for _, key in ipairs(redis.call('KEYS', ARGV[1] .. '*')) do
   redis.call('COPY', key, ARGV[2] .. string.sub(key, #ARGV[1] + 1), 'REPLACE')
 end
 """
-_FORGET = """
-for _, key in ipairs(redis.call('KEYS', ARGV[1] .. '*')) do redis.call('UNLINK', key) end
-"""
 
 
 class RedisTasks:
@@ -150,14 +177,14 @@ class RedisTasks:
         self._sandbox, self._template, self._port = sandbox, template, port
         self._password = password
 
-    async def create(self, tenant: str) -> dict[str, str]:
+    async def create(self, tenant: str, source: str | None = None) -> dict[str, str]:
         """See `TaskDatabase`. Returns `REDIS_URL` and `REDIS_PREFIX`."""
-        name, password = _place(tenant), secrets.token_urlsafe(24)
-        prefix = f"{name}:"
+        name, password = place_of(tenant), secrets.token_urlsafe(24)
+        prefix, origin = f"{name}:", place_of(source) if source else self._template
         await self._refuse_open()
         await self.drop(tenant)
         async with self._connected() as redis:
-            await redis.call("EVAL", _COPY, 0, f"{self._template}:", prefix)
+            await redis.call("EVAL", _COPY, 0, f"{origin}:", prefix)
             await redis.call(
                 "ACL", "SETUSER", name, *_RIGHTS, f">{password}", f"~{prefix}*", f"&{prefix}*"
             )
@@ -166,10 +193,21 @@ class RedisTasks:
 
     async def drop(self, tenant: str) -> None:
         """See `TaskDatabase`."""
-        name = _place(tenant)
+        name = place_of(tenant)
         async with self._connected() as redis:
             await redis.call("ACL", "DELUSER", name)  # ends its connections, too
-            await redis.call("EVAL", _FORGET, 0, f"{name}:")
+            await redis.call("EVAL", FORGET, 0, f"{name}:")
+
+    async def suspend(self, tenant: str) -> None:
+        """See `TaskDatabase`."""
+        async with self._connected() as redis:
+            await redis.call("ACL", "SETUSER", place_of(tenant), "off")
+            await redis.call("CLIENT", "KILL", "USER", place_of(tenant))
+
+    async def admit(self, tenant: str) -> None:
+        """See `TaskDatabase`."""
+        async with self._connected() as redis:
+            await redis.call("ACL", "SETUSER", place_of(tenant), "on")
 
     async def tenants(self) -> list[str]:
         """See `TaskDatabase`."""
@@ -215,9 +253,11 @@ class SqliteTasks:
         self._hands = Hands(sandbox, f"sqlite {folder}", "root", _TIMEOUT_SEC)
         self._template, self._folder, self._owner = template, folder.rstrip("/"), owner
 
-    async def create(self, tenant: str) -> dict[str, str]:
+    async def create(self, tenant: str, source: str | None = None) -> dict[str, str]:
         """See `TaskDatabase`. Returns `SQLITE_PATH`, as the fleet's services see it."""
         path, hands = self._path(tenant), self._hands
+        if source is not None:
+            raise self._unsupported()
         engine = await find_engine(hands)
         if engine is None:
             raise UnsupportedError(f"{hands.name}: neither python3 nor sqlite3 is in the image")
@@ -241,11 +281,25 @@ class SqliteTasks:
         names = [path.rpartition("/")[2].removesuffix(".db") for path in found]
         return [name.removeprefix(_PREFIX) for name in names]
 
+    async def suspend(self, tenant: str) -> None:
+        """Refused: a file knows no users, so whoever has its name would still be served."""
+        raise self._unsupported()
+
+    async def admit(self, tenant: str) -> None:
+        """Nothing: nobody can have been suspended."""
+
+    def _unsupported(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"{self._hands.name}: a SQLite file in a shared fleet cannot be branched: it has no "
+            "users, so the service could not keep the copies of a branch apart; keep the state "
+            'in postgres or redis, or use topology = "in-sandbox"'
+        )
+
     def _path(self, tenant: str) -> str:
-        return f"{self._folder}/{_place(tenant)}.db"
+        return f"{self._folder}/{place_of(tenant)}.db"
 
 
-def _place(tenant: str) -> str:
+def place_of(tenant: str) -> str:
     """What a tenant's place is called in a service."""
     if not _TENANT.fullmatch(tenant):
         raise ConfigError(

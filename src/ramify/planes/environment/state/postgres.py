@@ -59,10 +59,14 @@ class PostgresDriver:
     and services have to connect again. In both cases the live database is unchanged
     where something fails. Statistics and the physical order of rows are not state, materialized
     views are refreshed afterwards, and the data of extensions is as their installation makes it.
+
+    `called`: what digest and description say in place of the name of the database in `url` (and
+    of its role, if that has the same), so that two places made alike are alike in them.
     """
 
-    def __init__(self, hands: Hands, url: str | None) -> None:
+    def __init__(self, hands: Hands, url: str | None, called: str = "") -> None:
         self._hands = hands
+        self._called = called
         self._only, self._env = _connection(hands, url)
 
     @property
@@ -82,7 +86,7 @@ class PostgresDriver:
                     f"dump {database.name}",
                 )
                 text = await self._shell(f"pg_restore --schema-only --file=- {target}", "read it")
-                databases.append(msgspec.structs.replace(database, schema=_sha(schema_text(text))))
+                databases.append(msgspec.structs.replace(database, schema=self._sha_of(text)))
             if self._only is None:
                 await self._shell(
                     f"pg_dumpall --roles-only > {inside(f'{work}/roles.sql')}", "dump the roles"
@@ -124,20 +128,20 @@ class PostgresDriver:
                 await self._rows(database.name, folder / "rows")
                 digest = await asyncio.to_thread(rows_digest, folder / "rows")
             told.append([msgspec.to_builtins(about), digest])
-        return _sha(json.dumps(told))
+        return _sha(self._alias(json.dumps(told)))
 
     async def describe(self) -> dict[str, dict[str, str]]:
         """See `StateDriver`. A part for each database: rows by primary key, else by content."""
         found: dict[str, dict[str, str]] = {}
         for database in await self._databases():
-            part = found.setdefault(f"postgres {database.name}", {})
+            part = found.setdefault(f"postgres {self._called or database.name}", {})
             async with scratch() as folder:
                 await self._rows(database.name, folder / "rows")
                 rows = await asyncio.to_thread(entries, folder / "rows", _ENTRIES)
                 if rows is None:
                     rows = {"digest": await asyncio.to_thread(rows_digest, folder / "rows")}
             part["schema"] = await self._schema(database.name)
-            part["database"] = json.dumps(msgspec.to_builtins(database))
+            part["database"] = self._alias(json.dumps(msgspec.to_builtins(database)))
             part.update(rows)
         if roles := await self._roles():
             found["postgres roles"] = {"digest": _sha(roles.decode("utf-8", "backslashreplace"))}
@@ -249,7 +253,15 @@ class PostgresDriver:
 
     async def _schema(self, name: str) -> str:
         line = f"pg_dump --format=custom --schema-only {_db(name)} | pg_restore --file=-"
-        return _sha(schema_text(await self._shell(line, f"read the schema of {name}")))
+        return self._sha_of(await self._shell(line, f"read the schema of {name}"))
+
+    def _sha_of(self, dump: bytes) -> str:
+        """The digest of a dump's schema."""
+        return _sha(self._alias(schema_text(dump)))
+
+    def _alias(self, text: str) -> str:
+        """With another name in place of the only database's, where one was given."""
+        return text.replace(self._only, self._called) if self._only and self._called else text
 
     async def _rows(self, name: str, local: Path) -> None:
         """Copy all rows of a database, one line each, to the host."""

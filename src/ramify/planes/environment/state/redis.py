@@ -23,13 +23,13 @@ _ENTRIES = 100_000
 _SHOWN = 400
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", None)
 # A script runs alone: what it reads is of one moment, whoever writes meanwhile. ARGV[1] is the
-# number of a database, or empty for all.
+# number of a database, or empty for all; ARGV[2] is what keys begin with.
 _EACH = """
 local out = {}
 for db in string.gmatch(redis.call('INFO', 'keyspace'), 'db(%d+):') do
   if ARGV[1] == '' or ARGV[1] == db then
     redis.call('SELECT', db)
-    for _, key in ipairs(redis.call('KEYS', '*')) do
+    for _, key in ipairs(redis.call('KEYS', ARGV[2] .. '*')) do
       local left = redis.call('PTTL', key)
 """
 _DUMP = f"""{_EACH}
@@ -59,6 +59,11 @@ end
 return out
 """
 
+FORGET = """
+for _, key in ipairs(redis.call('KEYS', ARGV[1] .. '*')) do redis.call('UNLINK', key) end
+"""
+"""A script that removes the keys that begin with its argument."""
+
 
 class _Key(msgspec.Struct, frozen=True, array_like=True):
     """One key of a snapshot; `left` is what it had to live, in ms (-1: for ever)."""
@@ -82,10 +87,14 @@ class RedisDriver:
     snapshot was taken. Functions are part of the state (where all databases are); configuration,
     ACL users, cached scripts and subscriptions are not. Every value is tried before anything is
     changed, so a snapshot that this server cannot load leaves it as it is.
+
+    With `prefix` (letters, digits, `_` and `:`), and a database in `url`, it is about the keys that
+    begin with it, and no others; digest and description do not say what they begin with.
     """
 
-    def __init__(self, hands: Hands, url: str | None, world: DriverWorld) -> None:
+    def __init__(self, hands: Hands, url: str | None, world: DriverWorld, prefix: str = "") -> None:
         self._hands = hands
+        self._prefix = prefix
         self._world = world
         parts = urlsplit(url or "redis://127.0.0.1:6379")
         number = parts.path.strip("/")
@@ -114,7 +123,9 @@ class RedisDriver:
             told = await redis.call("INFO", "cluster")
             if isinstance(told, bytes) and b"cluster_enabled:1" in told:
                 raise UnsupportedError(f"{self.name}: a Redis cluster is more than one server")
-            keys = [_key(entry) for entry in _list(await redis.call("EVAL", _DUMP, 0, self._db))]
+            keys = [
+                _key(entry) for entry in _list(await redis.call("EVAL", _DUMP, 0, *self._which))
+            ]
             functions = None if self._db else await self._functions(redis)
         keys.sort(key=lambda key: (key.db, key.key))
         data = await asyncio.to_thread(msgspec.msgpack.encode, _State(keys, functions))
@@ -129,7 +140,10 @@ class RedisDriver:
         async with self._connected() as redis:
             await self._try(redis, state.keys)
             commands: list[tuple[bytes | str | int, ...]] = [("MULTI",)]
-            commands += [("SELECT", self._db), ("FLUSHDB",)] if self._db else [("FLUSHALL",)]
+            if self._prefix:
+                commands += [("SELECT", self._db), ("EVAL", FORGET, 0, self._prefix)]
+            else:
+                commands += [("SELECT", self._db), ("FLUSHDB",)] if self._db else [("FLUSHALL",)]
             if state.functions is not None:
                 commands.append(("FUNCTION", "RESTORE", state.functions, "FLUSH"))
             at = None
@@ -163,15 +177,20 @@ class RedisDriver:
 
     async def mutate(self) -> str:
         """Set a new key."""
-        key = f"ramify-check-{secrets.token_hex(4)}"
+        key = f"{self._prefix}ramify-check-{secrets.token_hex(4)}"
         async with self._connected() as redis:
             await redis.call("SET", key, "1")
         return f"a new key {key}"
 
     async def _values(self) -> list[Reply]:
         async with self._connected() as redis:
-            found = _list(await redis.call("EVAL", _VALUES, 0, self._db))
-        return [_ordered(_list(entry)) for entry in found]
+            found = _list(await redis.call("EVAL", _VALUES, 0, *self._which))
+        return [_ordered(_list(entry), len(self._prefix)) for entry in found]
+
+    @property
+    def _which(self) -> tuple[str, str]:
+        """What the scripts are told to look at."""
+        return self._db, self._prefix
 
     async def _functions(self, redis: RespClient) -> bytes | None:
         try:
@@ -237,9 +256,10 @@ def _left(key: _Key) -> int:
     return 0 if key.left < 0 else max(1, key.left)
 
 
-def _ordered(entry: list[Reply]) -> list[Reply]:
-    """Members of sets and fields of hashes have no order of their own."""
+def _ordered(entry: list[Reply], skip: int) -> list[Reply]:
+    """Members of sets and fields of hashes have no order of their own; keys lose `skip` bytes."""
     db, key, lives, kind, value = entry
+    key = key[skip:] if isinstance(key, bytes) else key
     if kind == b"set":
         value = list[Reply](sorted(_list(value), key=_encode))
     elif kind == b"hash":
