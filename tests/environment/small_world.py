@@ -15,7 +15,7 @@ from typing import Any
 from ramify import compose
 from ramify.contracts.config import ramify_home
 from ramify.contracts.context import Context
-from ramify.contracts.environment import ReadinessProbe
+from ramify.contracts.environment import Environment, ReadinessProbe
 from ramify.contracts.sandbox import Sandbox, SandboxProvider, SandboxSpec
 from ramify.contracts.task import Task
 from ramify.planes.environment.manifest import load_manifest
@@ -107,7 +107,7 @@ class Room:
                 await world.teardown()
 
 
-async def healthy(world: ManifestEnvironment, ctx: Context) -> ReadinessProbe:
+async def healthy(world: Environment, ctx: Context) -> ReadinessProbe:
     """Wait until a world is healthy."""
     while not (probe := await world.readiness()).healthy:
         await ctx.clock.sleep(probe.retry_in_sec)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
-from fleet_world import Estate, Programs, estate_on, shared
+from fleet_world import Estate, Programs, Tenancy, estate_on, shared
 
 import ramify
 from ramify.contracts.environment import Environment
@@ -154,6 +154,25 @@ async def test_children_of_a_branch_are_apart(estate: Estate) -> None:
         await estate.provider.discard(image)
 
 
+async def healthy_for_ever(tenancy: Tenancy) -> None:
+    for _ in range(400):
+        await tenancy.world.readiness()
+        await asyncio.sleep(0.05)
+
+
+async def test_a_broken_fleet_is_made_anew(estate: Estate) -> None:
+    first = await estate.join()
+    await first.add("lost")
+    await crash(first.world, first.sandbox)
+    with pytest.raises(EnvironmentFailed, match="'redis' ended"):
+        await healthy_for_ever(first)
+    second = await estate.join()
+    await second.add("new")
+    await first.world.teardown()
+    assert await leases(estate) == 1
+    assert await second.seen() == ["hi", "new", "new", "hello"]
+
+
 # ---- the contract
 
 
@@ -170,8 +189,8 @@ async def crash(world: Environment, sandbox: Sandbox) -> None:
     url = urlsplit((await world.urls())["redis"])
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     writer.write(b"AUTH of-the-fleet\r\nSHUTDOWN NOSAVE NOW FORCE\r\n")
-    assert await reader.read() == b"+OK\r\n"
-    writer.close()
+    await reader.read()  # to the end
+    writer.transport.abort()
 
 
 @pytest.mark.parametrize("check", ENVIRONMENT_CHECKS, ids=lambda check: check.name)

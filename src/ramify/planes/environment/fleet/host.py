@@ -42,6 +42,15 @@ class StandingFleet:
     fleet: Fleet
     site: Site
 
+    @property
+    def broken(self) -> bool:
+        """Whether one of its services has ended."""
+        try:
+            self.site.check()
+        except EnvironmentFailed:
+            return True
+        return False
+
 
 class Fleets:
     """Makes each manifest's fleet once, for all rollouts of an engine, and ends them.
@@ -56,30 +65,36 @@ class Fleets:
 
     def __init__(self, keep: Path) -> None:
         self._keep = keep
-        self._standing: dict[Path, StandingFleet] = {}
-        self._undo = AsyncExitStack()
+        self._standing: dict[Path, tuple[StandingFleet, AsyncExitStack]] = {}
         self._turn = asyncio.Lock()
 
     async def of(self, manifest: Manifest, ctx: Context, env: Mapping[str, str]) -> StandingFleet:
         """The fleet of a manifest, started for the first that asks, in whose kind of sandbox.
 
-        `env`: variables of the host that the services get. Raises: EnvironmentFailed (a service
-        does not get healthy, or has ended since), ConfigError, UnsupportedError, SandboxError.
+        One with a service that has ended is ended, and another started in its place. `env`:
+        variables of the host that the services get. Raises: EnvironmentFailed (a service does not
+        get healthy), ConfigError, UnsupportedError, SandboxError.
         """
         async with self._turn:
             found = self._standing.get(manifest.path)
-            if found is None:
-                async with AsyncExitStack() as undo:
-                    found = await self._start(manifest, ctx, env, undo)
-                    self._undo.push_async_exit(undo.pop_all())
-                self._standing[manifest.path] = found
-        found.site.check()
-        return found
+            if found is not None and not found[0].broken:
+                return found[0]
+            await self._end(manifest.path)
+            async with AsyncExitStack() as undo:
+                fleet = await self._start(manifest, ctx, env, undo)
+                self._standing[manifest.path] = fleet, undo.pop_all()
+            return fleet
 
     async def aclose(self) -> None:
         """End all fleets. Idempotent."""
-        self._standing.clear()
-        await uninterrupted(self._undo.aclose())
+        async with self._turn, asyncio.TaskGroup() as group:
+            for path in list(self._standing):
+                group.create_task(self._end(path))
+
+    async def _end(self, path: Path) -> None:
+        found = self._standing.pop(path, None)
+        if found is not None:
+            await uninterrupted(found[1].aclose())
 
     async def _start(
         self, manifest: Manifest, ctx: Context, env: Mapping[str, str], undo: AsyncExitStack

@@ -123,6 +123,11 @@ class Fleet:
             endpoint = await self.sandbox.expose_port(port)
             member.listeners.append(await sandbox.serve_in(port, _Bridge(endpoint)))
 
+    async def abandon(self, member: Member) -> None:
+        """Leave a fleet that is broken: its places end with its sandbox. Idempotent."""
+        await _disconnect(member)
+        await self.broker.release(member.lease)
+
     async def sweep(self) -> int:
         """Drop places whose lease is over; returns how many. Raises EnvironmentFailed."""
         count = 0
@@ -164,9 +169,9 @@ class _Bridge:
         finally:
             for way in ways:
                 way.cancel()
-            await asyncio.wait(ways)
-            back.close()
+            back.close()  # before anything that can be cancelled
             writer.close()
+            await asyncio.wait(ways)
 
 
 async def _carry(reader: ByteReader, writer: ByteWriter) -> None:

@@ -117,7 +117,7 @@ class FleetEnvironment:
         scratch, self._scratch = self._scratch, None
         try:
             if there is not None:
-                await there[2].fleet.leave(there[3])
+                await _leave(there[2], there[3])
         finally:
             if scratch is not None:
                 await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
@@ -259,6 +259,15 @@ class FleetEnvironment:
             base.mkdir(parents=True, exist_ok=True)
             self._scratch = Path(tempfile.mkdtemp(prefix="fleet-", dir=base))
         return Path(tempfile.mkdtemp(prefix="state-", dir=self._scratch))
+
+
+async def _leave(fleet: StandingFleet, member: Member) -> None:
+    try:
+        await fleet.fleet.leave(member)
+    except EnvironmentFailed:
+        if not fleet.broken:
+            raise
+        await fleet.fleet.abandon(member)  # its places go with the fleet
 
 
 def _size(place: Path) -> int:
