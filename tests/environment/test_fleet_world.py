@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import sys
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -152,6 +153,26 @@ async def test_children_of_a_branch_are_apart(estate: Estate) -> None:
             await tenancy.world.teardown()
             await tenancy.sandbox.teardown()
         await estate.provider.discard(image)
+
+
+async def test_a_branch_with_a_file_is_refused(estate: Estate) -> None:
+    """And the tenant goes on as if nothing had been asked."""
+    text = estate.manifest.read_text()
+    where = text.index('kind = "redis"')
+    text = text[:where] + 'kind = "sqlite"\npaths = ["/app/template.db"]\n'
+    name, hook = 'name = "redis"', 'on_branch = "hook"'
+    first, _, rest = text.partition(name)
+    estate.manifest.write_text(first + name + rest.replace(hook, 'on_branch = "restart"', 1))
+    with sqlite3.connect(estate.manifest.parent / "files" / "template.db") as database:
+        database.execute("CREATE TABLE t (x)")
+    database.close()
+    ann = await estate.join()
+    with pytest.raises(UnsupportedError, match="SQLite file in a shared fleet cannot be branched"):
+        await ann.world.quiesce(False)
+    insert = "psql -X -At -c \"INSERT INTO mail (subject) VALUES ('on') RETURNING id\""
+    assert await ann.sh(f"{insert} -q") == (0, "2\n")
+    with pytest.raises(EnvironmentFailed, match="without `quiesce`"):
+        await ann.world.fork(ann.sandbox, ann.ctx)
 
 
 async def healthy_for_ever(tenancy: Tenancy) -> None:
@@ -332,7 +353,8 @@ def _held(place: Path) -> list[str]:
          "persistent"),
         ('kind = "redis"', 'kind = "redis"\nmutate = "true"', ConfigError, "mutate"),
         ('kind = "redis"\nservice = "redis"\nurl = "redis://:of-the-fleet@127.0.0.1:6379"',
-         'kind = "postgres"\nurl = "postgresql:///other"', ConfigError, "one place of kind"),
+         'kind = "postgres"\nservice = "redis"\nurl = "postgresql:///other"',
+         ConfigError, "one place of kind"),
     ],
 )  # fmt: skip
 def test_what_a_fleet_cannot_have(
