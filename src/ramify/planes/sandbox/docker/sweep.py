@@ -7,7 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ramify.planes.sandbox.docker.client import EngineClient, Json
+from ramify.planes.sandbox.docker.client import ApiError, EngineClient, Json
 from ramify.planes.sandbox.docker.images import remove_image
 from ramify.planes.sandbox.docker.launch import remove_container
 from ramify.planes.sandbox.docker.networks import remove_network
@@ -17,6 +17,7 @@ from ramify.planes.sandbox.docker.runtime import DATA_LABEL, remove_volume
 _OFFSET = re.compile(r"[+-]\d\d:\d\d$")
 _KEPT = timedelta(days=14)
 _NEVER_STARTED = timedelta(hours=1)
+_CONFLICT = 409
 
 
 async def sweep(client: EngineClient) -> int:
@@ -34,8 +35,8 @@ async def sweep(client: EngineClient) -> int:
     for item in await _orphans(client, "/networks", {}):
         removed += await remove_network(client, str(item["Id"]))
         swept.append(item["Labels"])
-    for item in await _orphans(client, "/images/json", {}):
-        removed += await remove_image(client, str(item["Id"]))
+    for item in await _remove_images(client, await _orphans(client, "/images/json", {})):
+        removed += 1
         swept.append(item["Labels"])
     used = await _runtimes(client)
     removed += await _remove_old(client, used, now - _KEPT)
@@ -45,6 +46,29 @@ async def sweep(client: EngineClient) -> int:
             swept.append(item["Labels"])
     for labels in swept:
         forget_orphan(labels)
+    return removed
+
+
+async def _remove_images(client: EngineClient, pending: list[Json]) -> list[Json]:
+    """Remove images; those that were removed.
+
+    Docker refuses one from which another was made, and does not say which of two made in the same
+    second is the older. What is refused in the end is somebody's, and left for another time.
+    """
+    removed: list[Json] = []
+    while pending:
+        refused: list[Json] = []
+        for item in pending:
+            try:
+                if await remove_image(client, str(item["Id"])):
+                    removed.append(item)
+            except ApiError as error:
+                if error.status != _CONFLICT:
+                    raise
+                refused.append(item)
+        if len(refused) == len(pending):
+            break
+        pending = refused
     return removed
 
 
