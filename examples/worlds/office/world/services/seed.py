@@ -10,6 +10,7 @@ from typing import Any, cast
 from .desk import DOMAIN
 
 SEEDS = Path(__file__).parent.parent / "seeds"
+_TRIED = "check"  # the task that `ramify env check` names where nobody names one
 _TOPICS = (
     "Printer on floor 2", "Lunch order", "Parking permits", "Onboarding checklist",
     "Window cleaning", "Quarterly numbers", "Badge photos", "Laptop inventory",
@@ -31,10 +32,10 @@ class Seed:
     """Lists of records by kind: people, letters, events, rooms, nodes, channels, posts."""
 
     def __init__(self, task: str = "") -> None:
-        """`task` is a task id (`set:item` or `item`); "" is the common world alone."""
+        """`task` is a task id (`set:item` or `item`); "" and `check` are the common world alone."""
         self._records = _common()
         item = task.rpartition(":")[2]
-        if item:
+        if item not in ("", _TRIED):
             path = SEEDS / f"{item}.json"
             if not path.is_file():
                 known = ", ".join(sorted(p.stem for p in SEEDS.glob("*.json")))
