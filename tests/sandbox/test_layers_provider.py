@@ -73,19 +73,24 @@ async def test_a_freeze_that_fails_leaves_nothing(
         raise OSError(errno.ENOSPC, "no space left")
 
     provider = LocalProvider(tmp_path / "home")
-    sandbox = await provider.create(HOST)
-    assert (await sandbox.exec("echo x > /srv/x")).ok
-    monkeypatch.setattr(layer_freeze, "write_json", full)
-    with pytest.raises(SandboxError, match="no space left"):
-        await freeze(sandbox)
-    await sandbox.teardown()
-    store = tmp_path / "home" / "store"
-    assert [list((store / name).iterdir()) for name in ("layers", "images")] == [[], []]
-    (engine,) = (store / "engines").iterdir()
-    assert [path.name for path in engine.iterdir() if path.is_dir()] == []
-    (run,) = (tmp_path / "home" / "run").iterdir()
-    assert not list(run.glob(f"{sandbox.id}*"))
-    await provider.aclose()
+    try:
+        sandbox = await provider.create(HOST)
+        assert (await sandbox.exec("echo x > /srv/x")).ok
+        monkeypatch.setattr(layer_freeze, "write_json", full)
+        with pytest.raises(SandboxError, match="no space left"):
+            await freeze(sandbox)
+        await sandbox.teardown()
+        store = tmp_path / "home" / "store"
+        assert [list((store / name).iterdir()) for name in ("layers", "images")] == [[], []]
+        (engine,) = (store / "engines").iterdir()
+        async with asyncio.timeout(20):  # files go in the background
+            while [path for path in engine.iterdir() if path.is_dir()]:  # noqa: ASYNC110 (no event)
+                await asyncio.sleep(0.02)
+            (run,) = (tmp_path / "home" / "run").iterdir()
+            while list(run.glob(f"{sandbox.id}*")):  # noqa: ASYNC110 (no event)
+                await asyncio.sleep(0.02)
+    finally:
+        await provider.aclose()
 
 
 async def main(home: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -390,10 +391,15 @@ async def test_the_engines_environment_stays_outside(
 ) -> None:
     monkeypatch.setenv("SOME_API_KEY", "sk-secret")
     provider = LocalProvider(tmp_path / "home")
-    await provider.create(HOST)
-    mine = [pid for pid, (parent, _) in process_table().items() if parent == os.getpid()]
-    below = [pid for pid, (parent, _) in process_table().items() if parent in mine]
-    assert below
-    for pid in (*mine, *below):
-        assert b"sk-secret" not in Path(f"/proc/{pid}/environ").read_bytes()  # noqa: ASYNC240
-    await provider.aclose()
+    try:
+        await provider.create(HOST)
+        table = process_table()
+        mine = [pid for pid, (parent, _) in table.items() if parent == os.getpid()]
+        below = [pid for pid, (parent, _) in table.items() if parent in mine]
+        assert below
+        for pid in (*mine, *below):
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it ended meanwhile
+                told = Path(f"/proc/{pid}/environ").read_bytes()  # noqa: ASYNC240
+                assert b"sk-secret" not in told
+    finally:
+        await provider.aclose()
