@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from branch_parts import PATH, PathReward, Play, WalkAgent, WalkWorld
+from branch_parts import PathReward, Play, WalkAgent, WalkWorld
 
 from ramify.contracts.context import Context
 from ramify.contracts.errors import EnvironmentFailed, InvalidRewardError, SandboxStartError
@@ -198,7 +198,6 @@ def test_never_a_silent_downgrade(tmp_path: Path) -> None:
 def test_a_fresh_session_where_the_caller_allows_it(tmp_path: Path) -> None:
     it = make(tmp_path, "group:2@step:2", live=False, length=3)
     it.agent.needs_processes = True
-    it.provider.on("never", None)
 
     def restart(memory: str, ctx: Context) -> str:
         return "t"
@@ -294,7 +293,6 @@ def test_world_is_unused_without_a_policy(tmp_path: Path) -> None:
     result = play(it, 0)
     assert result.leaves == 1
     assert it.world.log == ["provision", "teardown"]
-    assert PATH
 
 
 def test_a_step_recorded_while_its_turn_is_stopped_does_not_branch(tmp_path: Path) -> None:
