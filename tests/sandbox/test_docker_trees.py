@@ -11,14 +11,13 @@ import pytest
 
 from ramify.contracts.errors import SandboxError, TransferLimitError
 from ramify.contracts.sandbox import (
-    ByteReader,
-    ByteWriter,
     NetworkMode,
     NetworkPolicy,
     Sandbox,
     SandboxSpec,
     TransferLimits,
 )
+from ramify.contracts.streams import ByteReader, ByteWriter
 from ramify.planes.sandbox.docker import DockerProvider
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]

@@ -11,7 +11,8 @@ import pytest_asyncio
 from live_parts import LIVE, ask, attached, captured, children, lines, live_provider, python
 
 from ramify.contracts.errors import SandboxLostError
-from ramify.contracts.sandbox import ByteReader, ByteWriter, PtySize
+from ramify.contracts.sandbox import PtySize
+from ramify.contracts.streams import ByteReader, ByteWriter
 from ramify.planes.sandbox.local import LocalProvider
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.asyncio(loop_scope="module")]

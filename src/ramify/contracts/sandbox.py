@@ -7,12 +7,14 @@ spec, or from a `SandboxImage`, so that N children of one state run side by side
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
+
+from ramify.contracts.streams import ConnectionHandler, Listener
 
 MIB = 1024 * 1024
 
@@ -233,46 +235,6 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     host: str
     port: int
-
-
-class ByteReader(Protocol):
-    """The reading half of a connection; `asyncio.StreamReader` has it."""
-
-    async def read(self, n: int = -1) -> bytes:
-        """Up to `n` bytes, or b"" at the end of the stream."""
-        ...
-
-
-class ByteWriter(Protocol):
-    """The writing half of a connection; `asyncio.StreamWriter` has it."""
-
-    def write(self, data: bytes) -> None:
-        """Buffer `data`."""
-        ...
-
-    async def drain(self) -> None:
-        """Wait until the buffer is small again. Raises ConnectionError when the peer is gone."""
-        ...
-
-    def close(self) -> None:
-        """Close the connection."""
-        ...
-
-
-ConnectionHandler = Callable[[ByteReader, ByteWriter], Awaitable[None]]
-
-
-class Listener(Protocol):
-    """A listener of ours inside a sandbox."""
-
-    @property
-    def port(self) -> int:
-        """The TCP port on the sandbox's loopback."""
-        ...
-
-    async def aclose(self) -> None:
-        """Stop listening and end open connections. Idempotent."""
-        ...
 
 
 class Process(Protocol):

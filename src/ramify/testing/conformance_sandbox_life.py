@@ -12,12 +12,11 @@ import msgspec
 from ramify.contracts.errors import ConfigError, SandboxError, SandboxLostError
 from ramify.contracts.frozen import Freezable
 from ramify.contracts.sandbox import (
-    ByteReader,
-    ByteWriter,
     Sandbox,
     SandboxImage,
     SandboxSpec,
 )
+from ramify.contracts.streams import ByteReader, ByteWriter
 from ramify.testing.check import ConformanceError, check, equal, raises, require, within
 from ramify.testing.sandbox_bench import SandboxBench, alive, mark, sh
 

@@ -13,13 +13,12 @@ import msgspec
 from ramify.contracts.errors import SandboxError
 from ramify.contracts.sandbox import (
     MIB,
-    ByteReader,
-    ByteWriter,
     NetworkMode,
     NetworkPolicy,
     Sandbox,
     SandboxSpec,
 )
+from ramify.contracts.streams import ByteReader, ByteWriter
 from ramify.testing.check import CheckSkipped, check, equal, raises, require, within
 from ramify.testing.sandbox_bench import SandboxBench, sh
 from ramify.testing.sandbox_peers import (

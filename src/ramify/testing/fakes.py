@@ -29,10 +29,8 @@ from ramify.contracts.errors import SandboxError, SandboxLostError, UnsupportedE
 from ramify.contracts.sandbox import (
     MIB,
     Capabilities,
-    ConnectionHandler,
     Endpoint,
     ExecResult,
-    Listener,
     NetworkMode,
     ProbeReport,
     Process,
@@ -42,6 +40,7 @@ from ramify.contracts.sandbox import (
     TransferLimits,
     TransferReport,
 )
+from ramify.contracts.streams import ConnectionHandler, Listener
 from ramify.testing.fakefiles import FakeFiles
 
 FAKE_CAPABILITIES = Capabilities(

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Self
 
-from ramify.contracts.sandbox import ByteReader
+from ramify.contracts.streams import ByteReader
 
 Send = Callable[[bytes], Awaitable[None]]
 """Passes bytes on, with backpressure."""

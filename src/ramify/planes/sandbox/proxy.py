@@ -14,7 +14,8 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from ramify.contracts.sandbox import ByteReader, ByteWriter, NetworkPolicy
+from ramify.contracts.sandbox import NetworkPolicy
+from ramify.contracts.streams import ByteReader, ByteWriter
 from ramify.planes.sandbox.egress import (
     MachineResolver,
     Resolver,

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.errors import SandboxLostError, UnsupportedError
 from ramify.contracts.fleet import AccountBroker, Lease, TaskDatabase
-from ramify.contracts.sandbox import ByteReader, ByteWriter, Endpoint, Listener, Sandbox
+from ramify.contracts.sandbox import Endpoint, Sandbox
+from ramify.contracts.streams import ByteReader, ByteWriter, Listener
 
 _CHUNK = 64 * 1024
 

@@ -14,10 +14,8 @@ from ramify.contracts.errors import SandboxError, SandboxLostError, UnsupportedE
 from ramify.contracts.sandbox import (
     MIB,
     Capabilities,
-    ConnectionHandler,
     Endpoint,
     ExecResult,
-    Listener,
     NetworkMode,
     Process,
     PtySize,
@@ -26,6 +24,7 @@ from ramify.contracts.sandbox import (
     TransferLimits,
     TransferReport,
 )
+from ramify.contracts.streams import ConnectionHandler, Listener
 from ramify.planes.sandbox.docker.launch import LOCKDOWN_NUMBERS, Plan
 from ramify.planes.sandbox.docker.link import Link
 from ramify.planes.sandbox.proxy import PROXY_PORT, EgressProxy

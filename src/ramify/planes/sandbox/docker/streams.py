@@ -8,7 +8,8 @@ from typing import Any
 
 import ramify.planes.sandbox.docker.wire as wire
 from ramify.contracts.errors import SandboxError, SandboxLostError
-from ramify.contracts.sandbox import ByteReader, ConnectionHandler, Endpoint
+from ramify.contracts.sandbox import Endpoint
+from ramify.contracts.streams import ByteReader, ConnectionHandler
 from ramify.planes.sandbox.docker.link import Channel, Link
 
 _OPEN_SEC = 10.0

@@ -8,7 +8,8 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from ramify.contracts.errors import SandboxError, SandboxLostError
-from ramify.contracts.sandbox import ConnectionHandler, Endpoint
+from ramify.contracts.sandbox import Endpoint
+from ramify.contracts.streams import ConnectionHandler
 from ramify.planes.sandbox.local.control import Control
 
 _CHUNK = 256 * 1024

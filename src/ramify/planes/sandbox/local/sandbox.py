@@ -12,10 +12,8 @@ from ramify.contracts.errors import SandboxError, SandboxLostError, UnsupportedE
 from ramify.contracts.sandbox import (
     MIB,
     Capabilities,
-    ConnectionHandler,
     Endpoint,
     ExecResult,
-    Listener,
     Process,
     PtySize,
     SandboxImage,
@@ -23,6 +21,7 @@ from ramify.contracts.sandbox import (
     TransferLimits,
     TransferReport,
 )
+from ramify.contracts.streams import ConnectionHandler, Listener
 from ramify.planes.sandbox.local import cgroups, network, transfer
 from ramify.planes.sandbox.local.commands import Pipes, Runner, RunOptions
 from ramify.planes.sandbox.local.control import Control
