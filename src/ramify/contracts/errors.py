@@ -12,6 +12,7 @@ RamifyError
 │   │   ├── SandboxLostError
 │   │   └── TransferLimitError   a tree in the sandbox exceeds what may cross
 │   ├── StoreError
+│   ├── RewardFailedError     a reward function failed; the agent need not run again
 │   └── ModelError
 │       └── ModelRefusedError    wrong key, no such model: asking again does not help
 ├── EnvironmentFailed         the world (a service) failed
@@ -129,6 +130,16 @@ class StoreError(InfraError):
     """The job directory cannot be read or written, or its middle is corrupt."""
 
     default_code = "store"
+    retryable = False
+
+
+class RewardFailedError(InfraError):
+    """A reward could not be computed, by our own side's fault or the user's function's.
+
+    Running the agent again would not help; `ramify score` computes it once it is mended.
+    """
+
+    default_code = "reward_failed"
     retryable = False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from ramify.contracts.sandbox import Process, Sandbox, SandboxImage, SandboxSpec
+from ramify.contracts.sandbox import NetworkPolicy, Process, Sandbox, SandboxImage, SandboxSpec
 
 
 @runtime_checkable
@@ -16,6 +16,21 @@ class Freezable(Protocol):
 
         The sandbox is spent: afterwards only `teardown` may be called. The image lives until
         `SandboxProvider.discard`. Raises: SandboxError, SandboxLostError.
+        """
+        ...
+
+
+@runtime_checkable
+class Reconnects(Protocol):
+    """A sandbox whose network policy can be changed while it lives."""
+
+    async def reconnect(self, policy: NetworkPolicy) -> None:
+        """From now on the inside reaches what `policy` allows and nothing else.
+
+        Connections that the new policy would not have allowed are cut. The variables that lead
+        programs to a proxy are part of each later `exec` and `spawn`.
+
+        Raises: UnsupportedError (this policy cannot be had), SandboxError, SandboxLostError.
         """
         ...
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -52,8 +52,8 @@ class VerifyResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """The score of a node.
 
     `reward` is a finite number, or None for "not scored" (infrastructure failed), which is never
-    the same as 0. `items` are named parts and metrics. `grader_isolation` says what agent and
-    verifier shared.
+    the same as 0. `items` are named parts and metrics, `errors` what went wrong with those that
+    have no value, by name. `grader_isolation` says what agent and verifier shared.
 
     Raises:
         InvalidRewardError: `malformed`, for NaN or an infinity anywhere.
@@ -66,6 +66,7 @@ class VerifyResult(msgspec.Struct, frozen=True, omit_defaults=True):
     granularity: Granularity = Granularity.TERMINAL
     grader_isolation: str | None = None
     details: dict[str, Any] = {}
+    errors: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         values = [*self.items.items(), *((e.name, e.value) for e in self.events)]
@@ -88,6 +89,61 @@ class Reward(Protocol):
 
     async def score(self, node: RolloutNode, ctx: Context) -> VerifyResult:
         """Score `node`; `ctx` gives the task, the agent's sandbox and the provider."""
+        ...
+
+
+@runtime_checkable
+class GroupReward(Reward, Protocol):
+    """A Reward of which some parts compare siblings: leaves of the same task.
+
+    `score` leaves those parts out and names them in `details["pending"]`; a reward with pending
+    parts is provisional.
+    """
+
+    @property
+    def compares(self) -> bool:
+        """Whether there are such parts at all."""
+        ...
+
+    async def score_group(
+        self, nodes: Sequence[RolloutNode], contexts: Sequence[Context]
+    ) -> Sequence[VerifyResult]:
+        """Score all siblings with all parts; one result each, in the same order.
+
+        A part that fails for one of them is in that one's `errors`; it never stops the others.
+        """
+        ...
+
+
+class RubricEntry(msgspec.Struct, frozen=True):
+    """One function of a rubric, as it is described and written down.
+
+    `name` is namespaced and unique (`core.tests`). `weight` 0 makes it a metric. `kind`:
+    `function`, or `group` where it compares siblings.
+    """
+
+    name: str
+    weight: float
+    space: Space
+    granularity: Granularity
+    kind: str
+    source: str
+    arguments: tuple[str, ...] = ()
+
+
+class RubricManifest(msgspec.Struct, frozen=True):
+    """A compiled rubric, in the order in which its functions are evaluated and added up."""
+
+    name: str
+    entries: tuple[RubricEntry, ...]
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A Reward that can say what it is made of."""
+
+    def describe(self) -> RubricManifest:
+        """What it consists of."""
         ...
 
 

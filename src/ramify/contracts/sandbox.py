@@ -79,14 +79,30 @@ class ComposeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     env: dict[str, str] = {}
 
 
+class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A directory of the host, seen inside at `target`. Only the caller's own code asks for one.
+
+    `mode`: `ro`, where writing fails with EROFS; `rw`; or `cow`, copy-on-write: the inside writes
+    freely, `source` stays as it is, and what was written lies in `scratch/upper` as overlayfs keeps
+    it (a removed name is a character device 0:0). `scratch` is an empty directory of the host.
+    """
+
+    source: str
+    target: str
+    mode: Literal["ro", "rw", "cow"] = "ro"
+    scratch: str | None = None
+
+
 class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a sandbox is made from and how far it is let.
 
     Exactly one of `image`, `build`, `compose` and `host_root` says what the root file system is.
     `user` and `workdir` are defaults for `exec` and `spawn` (None: the image's own, else root
-    and `/`). `lockdown` asks for the hardened profile of verifier sandboxes. `live` asks for one
-    whose processes can be captured (`Snapshottable`); refused where the provider cannot. `labels`
-    are put on everything that the provider makes for it (container labels, cgroup names).
+    and `/`); a user may be `uid:gid`. `lockdown` asks for the hardened profile of verifier
+    sandboxes. `live` asks for one whose processes can be captured (`Snapshottable`); refused where
+    the provider cannot. `labels` are put on everything that the provider makes for it (container
+    labels, cgroup names). `mounts` are laid over the root in order; with `read_only` nothing but
+    mounts, /dev/shm and what the provider itself needs can be written to.
     """
 
     image: str | None = None
@@ -101,6 +117,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lockdown: bool = False
     live: bool = False
     labels: dict[str, str] = {}
+    mounts: tuple[Mount, ...] = ()
+    read_only: bool = False
 
 
 class Healthcheck(msgspec.Struct, frozen=True):
@@ -154,7 +172,7 @@ class Capabilities(msgspec.Struct, frozen=True):
 
     `isolation`: `none` (a bare process), `namespaces` or `container`. `snapshot`: `none`,
     `freeze` (file system) or `live` (processes too). `limits` names the fields of `Limits` that are
-    enforced.
+    enforced, `mounts` the modes of `Mount` that there are.
     """
 
     isolation: Literal["none", "namespaces", "container"]
@@ -166,6 +184,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     images: bool
     builds: bool
     compose: bool = False
+    mounts: frozenset[str] = frozenset()
 
 
 class ProbeReport(msgspec.Struct, frozen=True):
