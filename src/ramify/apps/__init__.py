@@ -1,0 +1,1 @@
+"""Programs of their own on top of the engine, one room each."""
