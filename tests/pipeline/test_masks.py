@@ -28,7 +28,7 @@ KEY = "-----BEGIN KEY-----\n" + "\n".join(f"line{n}of{n * 7919:040d}" for n in r
         quote(SECRET),
         quote(SECRET, safe=""),
         quote_plus(SECRET),
-        quote(SECRET, safe="").replace("%2F", "%2f").replace("%40", "%40"),
+        "p%40ss%2fw%2brd%20%22%c3%a9%22%20%26%20more",
         SECRET.encode().hex(),
         SECRET.encode().hex().upper(),
         base64.b64encode(SECRET.encode()).decode(),
