@@ -54,6 +54,8 @@ def results_table(results: Sequence[RolloutResult], width: int = _WIDE) -> Table
         del columns["#"]
     if all(result.leaves == 1 for result in results):
         del columns["leaves"]
+    if not any(result.reward_errors for result in results):
+        del columns["errors"]
     for name in ("tokens", "cost"):
         if all(str(row[name]) == "-" for row in rows):
             del columns[name]
@@ -71,6 +73,7 @@ def results_table(results: Sequence[RolloutResult], width: int = _WIDE) -> Table
 _LEFT_OUT_FIRST = ("start", "verify", "graded on", "cost", "agent", "tokens", "total")
 _COLUMNS: Mapping[str, Literal["left", "right"]] = {
     "task": "left", "#": "right", "outcome": "left", "reward": "right", "leaves": "right",
+    "errors": "right",
     "graded on": "left", "start": "right", "agent": "right", "verify": "right",
     "total": "right", "tokens": "right", "cost": "right",
 }  # fmt: skip
@@ -85,6 +88,7 @@ def _cells(result: RolloutResult) -> dict[str, str | Text]:
         "outcome": Text(result.outcome.value + reason, style=_COLOURS[result.outcome]),
         "reward": _value(result),
         "leaves": _leaves(result),
+        "errors": str(len(result.reward_errors) or "-"),
         "graded on": result.grader_isolation or "-",
         "start": start,
         "agent": agent,
@@ -98,6 +102,8 @@ def _cells(result: RolloutResult) -> dict[str, str | Text]:
 def _value(result: RolloutResult) -> str:
     """The reward; of a tree, the value of its root with its standard error."""
     text = reward_text(result.reward)
+    if result.pending:
+        text += " provisional"
     if result.reward_se is not None:
         text += f" ± {result.reward_se:.2f}"
     return f"{text} biased" if result.biased else text
@@ -131,6 +137,14 @@ def summary_lines(summary: JobSummary) -> Iterable[str]:
         yield f"reward    mean {summary.mean:.3f}{error} over {summary.counted} counted"
     if summary.unscored:
         yield f"unscored  {summary.unscored} never scored; run the same command again to retry"
+    if summary.reward_errors:
+        parts = ", ".join(f"{name} on {count}" for name, count in summary.reward_errors.items())
+        yield f"errors    parts of the reward could not be computed: {parts}"
+    if summary.pending:
+        yield (
+            f"pending   {summary.pending} rewards are provisional: not all siblings have finished; "
+            "run the same command again"
+        )
     usage = summary.usage
     if usage.calls or usage.input_tokens:
         tokens = f"{usage.input_tokens:,} in, {usage.output_tokens:,} out"
@@ -140,6 +154,7 @@ def summary_lines(summary: JobSummary) -> Iterable[str]:
 
 def error_lines(results: Iterable[RolloutResult], limit: int = 10) -> Iterable[str]:
     """What went wrong, a line per rollout that has an error."""
+    results = list(results)
     failed = [r for r in results if r.error is not None and r.outcome is not Outcome.CANCELLED]
     for result in failed[:limit]:
         error = result.error
@@ -148,6 +163,12 @@ def error_lines(results: Iterable[RolloutResult], limit: int = 10) -> Iterable[s
             yield f"{result.task_id} #{result.repeat}: {error.phase}: {first[:300]}"
     if len(failed) > limit:
         yield f"... and {len(failed) - limit} more"
+    partly = [r for r in results if r.error is None and r.reward_errors]
+    for result in partly[:limit]:
+        said = "; ".join(f"{name}: {text}" for name, text in result.reward_errors.items())
+        yield f"{result.task_id} #{result.repeat}: without {said}"[:400]
+    if len(partly) > limit:
+        yield f"... and {len(partly) - limit} more that lack parts of the reward"
 
 
 def reward_text(reward: float | None) -> str:

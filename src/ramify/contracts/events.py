@@ -83,6 +83,19 @@ class RewardGiven(Event, frozen=True, tag="reward"):
     granularity: str
 
 
+class RewardErrors(Event, frozen=True, tag="reward_errors", kw_only=True):
+    """Parts of the reward of a leaf that could not be computed, by name.
+
+    `missing`: without them it has no reward at all, so it is not scored; `outcome` is what it is
+    once they are computed after all (`ramify score`).
+    """
+
+    node: int
+    errors: dict[str, str]
+    outcome: Outcome
+    missing: bool = False
+
+
 class CheckpointEvent(Event, frozen=True, tag="checkpoint"):
     """A snapshot was taken at a node. `cost_sec` is what it took, `size_bytes` what it added.
 
@@ -135,6 +148,7 @@ AnyEvent = (
     | NodeEvent
     | StatusEvent
     | RewardGiven
+    | RewardErrors
     | CheckpointEvent
     | WorldEvent
     | LogEvent

@@ -7,6 +7,7 @@ import re
 
 import msgspec
 
+from ramify.contracts.errors import RewardFailedError
 from ramify.contracts.messages import Usage
 from ramify.contracts.tree import Outcome
 
@@ -48,6 +49,10 @@ class RolloutResult(msgspec.Struct, frozen=True, omit_defaults=True):
     A rollout that branched has several `leaves`; its `reward` is the value of the root (child
     mean, DESIGN.md §4), `reward_se` its standard error between children (None: unknown), `biased`
     says that outcomes decided where it branched, `dropped` counts leaves that were never scored.
+
+    `reward_errors` says which parts of the reward could not be computed, and why; where the reward
+    needs one of them, the outcome is `infra_error` with the code `reward_failed`. `pending` names
+    parts that compare siblings and wait for those: until then the reward is provisional.
     """
 
     rollout_id: str
@@ -77,6 +82,13 @@ class RolloutResult(msgspec.Struct, frozen=True, omit_defaults=True):
     reward_se: float | None = None
     biased: bool = False
     dropped: int = 0
+    reward_errors: dict[str, str] = {}
+    pending: tuple[str, ...] = ()
+
+    @property
+    def unscored_by_us(self) -> bool:
+        """Only the score is missing: a reward failed on what the agent left."""
+        return self.error is not None and self.error.code == RewardFailedError.default_code
 
 
 class KeptPath(msgspec.Struct, frozen=True, omit_defaults=True):

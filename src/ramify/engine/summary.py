@@ -21,6 +21,8 @@ class JobSummary(msgspec.Struct, frozen=True):
     `mean` is over rollouts whose outcome counts (`invalid` at the task's minimum); what was never
     scored is left out of it and stands in `outcomes`. `stderr` is clustered by task (see
     `standard_error`), None where it cannot be estimated. `seconds` is time by phase, summed.
+    `reward_errors` counts rollouts by the part of the reward that could not be computed, `pending`
+    those whose reward is provisional.
     """
 
     planned: int
@@ -32,6 +34,8 @@ class JobSummary(msgspec.Struct, frozen=True):
     seconds: dict[str, float]
     usage: Usage
     wall_sec: float = 0.0
+    reward_errors: dict[str, int] = {}
+    pending: int = 0
 
     @property
     def complete(self) -> bool:
@@ -66,6 +70,10 @@ def summarise(results: Iterable[RolloutResult], planned: int, wall_sec: float = 
         seconds=dict(seconds),
         usage=reduce(add, (result.usage for result in finished), Usage()),
         wall_sec=wall_sec,
+        reward_errors=dict(
+            sorted(Counter(name for result in finished for name in result.reward_errors).items())
+        ),
+        pending=sum(bool(result.pending) for result in finished),
     )
 
 

@@ -17,10 +17,7 @@ import msgspec
 from ramify.contracts.agent import Checkpointable, StopReason
 from ramify.contracts.context import Context
 from ramify.contracts.environment import Forkable
-from ramify.contracts.errors import (
-    AgentTimeoutError,
-    InfraError,
-)
+from ramify.contracts.errors import AgentTimeoutError, RewardFailedError
 from ramify.contracts.events import CheckpointEvent, Phase, WorldEvent
 from ramify.contracts.inside import WORLD_FILE
 from ramify.contracts.reward import RewardEvent, VerifyResult
@@ -32,7 +29,7 @@ from ramify.kernel.places import Places
 from ramify.kernel.plan import RolloutPlan
 from ramify.kernel.policy import Fork, Keep, Point
 from ramify.kernel.recorder import TreeRecorder
-from ramify.kernel.stages import Stage, combined, of_step
+from ramify.kernel.stages import Stage, combined, of_step, pending_parts
 
 _REWARD = "reward"
 """Name of the signal that is a leaf's return."""
@@ -369,9 +366,14 @@ class Limb:
             found = await stage.reward.score(node, ctx)
             for event in found.events:
                 self.recorder.reward(of_step(stage, event) if stage.name else event)
-            if found.reward is None:
-                raise InfraError("the reward could not be computed (the scorer returned None)")
-            if not any(event.name == _REWARD for event in found.events):
+            lacking = found.reward is None and not pending_parts(found)
+            if found.errors or lacking:
+                self.recorder.reward_errors(found.errors, self.outcome, missing=lacking)
+            if lacking:
+                scores = (*self.standing.scores, (stage, found))
+                self.verified = combined(scores, plan.reward_strategy)
+                raise RewardFailedError(_why(found))
+            if found.reward is not None and not any(e.name == _REWARD for e in found.events):
                 whole = RewardEvent(_REWARD, found.reward)
                 self.recorder.reward(of_step(stage, whole) if stage.name else whole)
         at = self.standing
@@ -417,6 +419,12 @@ class Limb:
             if world.environment is not None:
                 await self.phases.clean("environment", world.environment.teardown)
             await self.phases.clean("sandbox", world.sandbox.teardown)
+
+
+def _why(found: VerifyResult) -> str:
+    """Why there is no reward, in one line."""
+    said = [f"{name}: {text}" for name, text in found.errors.items()]
+    return "; ".join(said) or "the reward could not be computed (the scorer returned None)"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ramify.contracts.context import Clock
-from ramify.contracts.events import CheckpointEvent, NodeEvent, Observer, RewardGiven, StatusEvent
+from ramify.contracts.events import (
+    CheckpointEvent,
+    NodeEvent,
+    Observer,
+    RewardErrors,
+    RewardGiven,
+    StatusEvent,
+)
 from ramify.contracts.messages import Message
 from ramify.contracts.reward import RewardEvent
-from ramify.contracts.tree import NodeStatus, Step
+from ramify.contracts.tree import NodeStatus, Outcome, Step
 from ramify.kernel.tree import Tree
 
 
@@ -73,6 +80,18 @@ class TreeRecorder:
         """Attach a snapshot of the world to its node."""
         self.tree.set_state(event.node, event.snapshot)
         self.observer.emit(event)
+
+    def reward_errors(
+        self, errors: Mapping[str, str], outcome: Outcome, *, missing: bool = False
+    ) -> None:
+        """Say which parts of the current node's reward could not be computed."""
+        now = self.clock.now()
+        self.observer.emit(
+            RewardErrors(
+                rollout_id=self.rollout_id, ts=now, node=self.current, errors=dict(errors),
+                outcome=outcome, missing=missing,
+            )
+        )  # fmt: skip
 
     def reward(self, event: RewardEvent) -> None:
         """Attach a signal to its node, or to the current one."""

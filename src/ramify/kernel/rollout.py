@@ -22,6 +22,7 @@ from ramify.kernel.outcome import classify
 from ramify.kernel.phases import Phases
 from ramify.kernel.places import Places
 from ramify.kernel.plan import RolloutPlan
+from ramify.kernel.stages import pending_parts
 from ramify.kernel.total import total
 from ramify.kernel.trajectory import trajectory_hash, tree_usage
 
@@ -123,4 +124,6 @@ def result_of(limb: Limb, started_at: float) -> RolloutResult:
         reward_se=found.se,
         biased=found.biased,
         dropped=found.dropped,
+        reward_errors=verified.errors if verified else {},
+        pending=pending_parts(verified) if verified else (),
     )

@@ -56,7 +56,7 @@ def combined(
 
     `mean`: the mean of their rewards, and of each item (0 where a stage lacks it). `final`: those
     of the last. The parts stand among the items, under the step's name. The isolation is the
-    weakest of all.
+    weakest of all. Where a stage that counts has no reward, there is none.
     """
     if len(scores) == 1 and not scores[0][0].name:
         return scores[0][1]
@@ -65,15 +65,27 @@ def combined(
     items = {name: sum(f.items.get(name, 0.0) for f in counted) / len(counted) for name in names}
     for stage, found in scores:
         items.update({f"{stage.name}.{name}": value for name, value in found.items.items()})
-        items[f"{stage.name}.reward"] = found.reward or 0.0
-    reward = sum(found.reward or 0.0 for found in counted) / len(counted)
+        if found.reward is not None:
+            items[f"{stage.name}.reward"] = found.reward
+    rewards = [found.reward for found in counted if found.reward is not None]
+    reward = sum(rewards) / len(rewards) if len(rewards) == len(counted) else None
     return VerifyResult(
         reward=reward,
         items=dict(sorted(items.items())),
-        events=(RewardEvent("reward", reward),),
+        events=() if reward is None else (RewardEvent("reward", reward),),
         grader_isolation=weakest([found.grader_isolation for _, found in scores]),
         details={stage.name: found.details for stage, found in scores},
+        errors={
+            f"{stage.name}.{name}": text
+            for stage, found in scores
+            for name, text in found.errors.items()
+        },
     )
+
+
+def pending_parts(found: VerifyResult) -> tuple[str, ...]:
+    """Parts of a score that wait for the siblings (`contracts.reward.GroupReward`)."""
+    return tuple(found.details.get("pending", ()))
 
 
 def weakest(levels: Sequence[str | None]) -> str | None:

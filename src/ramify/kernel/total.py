@@ -10,7 +10,7 @@ from ramify.contracts.reward import VerifyResult
 from ramify.contracts.tree import Outcome
 from ramify.kernel.limb import Leaf
 from ramify.kernel.outcome import Verdict
-from ramify.kernel.stages import weakest
+from ramify.kernel.stages import pending_parts, weakest
 from ramify.kernel.tree import Tree
 from ramify.kernel.value import tree_values
 
@@ -56,8 +56,9 @@ def total(tree: Tree, leaves: Sequence[Leaf], minimum: float) -> Total:
         return _single(leaves[0], minimum)
     first = min(leaves, key=lambda leaf: _ORDER.index(leaf.outcome))
     dropped = sum(not leaf.outcome.counts for leaf in leaves)
+    merged = _merged([(leaf.node, leaf.verified) for leaf in leaves if leaf.verified is not None])
     if not first.outcome.counts:
-        return Total(first.outcome, None, first.verdict, None, dropped=dropped)
+        return Total(first.outcome, None, first.verdict, merged, dropped=dropped)
     returns = {
         leaf.node: reward for leaf in leaves if (reward := _reward(leaf, minimum)) is not None
     }
@@ -66,7 +67,7 @@ def total(tree: Tree, leaves: Sequence[Leaf], minimum: float) -> Total:
         first.outcome,
         None if root.value is None else float(root.value),
         first.verdict,
-        _merged([leaf.verified for leaf in leaves if leaf.verified is not None]),
+        merged,
         root.se,
         root.biased,
         dropped,
@@ -86,14 +87,25 @@ def _reward(leaf: Leaf, minimum: float) -> float | None:
     return None
 
 
-def _merged(found: Sequence[VerifyResult]) -> VerifyResult | None:
-    """Mean items of several leaves (of those that have them), and the weakest isolation."""
-    if not found:
+def _merged(scored: Sequence[tuple[int, VerifyResult]]) -> VerifyResult | None:
+    """Mean items of several leaves (of those that have them), and the weakest isolation.
+
+    Errors of one name are told together, with the leaves that they are of.
+    """
+    if not scored:
         return None
+    found = [one for _, one in scored]
     names = sorted({name for one in found for name in one.items})
     items = {name: fmean(o.items[name] for o in found if name in o.items) for name in names}
+    errors: dict[str, str] = {}
+    for leaf, one in scored:
+        for name, text in one.errors.items():
+            said = f"leaf {leaf}: {text}"
+            errors[name] = f"{errors[name]}; {said}" if name in errors else said
     return VerifyResult(
         reward=None,
         items=items,
         grader_isolation=weakest([one.grader_isolation for one in found]),
+        details={"pending": tuple(dict.fromkeys(p for one in found for p in pending_parts(one)))},
+        errors=errors,
     )
