@@ -11,7 +11,7 @@ from lifecycle_parts import Stage
 
 from ramify.contracts.context import Context
 from ramify.contracts.errors import AgentError
-from ramify.contracts.events import RewardErrors, RewardGiven
+from ramify.contracts.events import RewardGiven, RewardParts
 from ramify.contracts.reward import RewardEvent, VerifyResult
 from ramify.contracts.task import Task
 from ramify.contracts.tree import Outcome, RolloutNode
@@ -55,7 +55,7 @@ async def test_a_failed_part_leaves_the_rollout_unscored_and_keeps_the_others(
     assert result.reward_errors == {"core.tests": "boom"}
     assert result.unscored_by_us
     assert [event.name for event in events_of(stage, RewardGiven)] == ["core.style"]
-    (told,) = events_of(stage, RewardErrors)
+    (told,) = events_of(stage, RewardParts)
     assert (told.errors, told.missing) == ({"core.tests": "boom"}, True)
     assert told.outcome is Outcome.SCORED
 
@@ -66,7 +66,7 @@ async def test_a_metric_that_fails_costs_nothing_but_itself(tmp_path: Path) -> N
     result = await stage.play(stages=stages(found))
     assert (result.outcome, result.reward, result.error) == (Outcome.SCORED, 0.5, None)
     assert result.reward_errors == {"core.length": "boom"}
-    (told,) = events_of(stage, RewardErrors)
+    (told,) = events_of(stage, RewardParts)
     assert not told.missing
 
 
@@ -77,7 +77,7 @@ async def test_that_the_agent_failed_is_not_forgotten(tmp_path: Path) -> None:
     stage = Stage(tmp_path, {"execute": fail})
     result = await stage.play(stages=stages(VerifyResult(None, errors={"core.tests": "boom"})))
     assert result.outcome is Outcome.INFRA_ERROR, "never the agent's 0"
-    (told,) = events_of(stage, RewardErrors)
+    (told,) = events_of(stage, RewardParts)
     assert told.outcome is Outcome.AGENT_ERROR
 
 

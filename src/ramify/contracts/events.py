@@ -83,16 +83,19 @@ class RewardGiven(Event, frozen=True, tag="reward"):
     granularity: str
 
 
-class RewardErrors(Event, frozen=True, tag="reward_errors", kw_only=True):
-    """Parts of the reward of a leaf that could not be computed, by name.
+class RewardParts(Event, frozen=True, tag="reward_parts", kw_only=True):
+    """What was found of a leaf's reward, part by part, where parts of it are still to come.
 
-    `missing`: without them it has no reward at all, so it is not scored; `outcome` is what it is
-    once they are computed after all (`ramify score`).
+    `items` are those that were computed, `errors` those that failed, `pending` those that wait for
+    the siblings. `missing`: without what failed there is no reward at all, so the leaf is not
+    scored; `outcome` is what it is once it has one.
     """
 
     node: int
-    errors: dict[str, str]
     outcome: Outcome
+    items: dict[str, float] = {}
+    errors: dict[str, str] = {}
+    pending: tuple[str, ...] = ()
     missing: bool = False
 
 
@@ -148,7 +151,7 @@ AnyEvent = (
     | NodeEvent
     | StatusEvent
     | RewardGiven
-    | RewardErrors
+    | RewardParts
     | CheckpointEvent
     | WorldEvent
     | LogEvent

@@ -115,6 +115,11 @@ class GroupReward(Reward, Protocol):
         ...
 
 
+def pending_parts(found: VerifyResult) -> tuple[str, ...]:
+    """Parts of a score that wait for the siblings (see `GroupReward`)."""
+    return tuple(found.details.get("pending", ()))
+
+
 class RubricEntry(msgspec.Struct, frozen=True):
     """One function of a rubric, as it is described and written down.
 

@@ -20,7 +20,7 @@ from ramify.contracts.environment import Forkable
 from ramify.contracts.errors import AgentTimeoutError, RewardFailedError
 from ramify.contracts.events import CheckpointEvent, Phase, WorldEvent
 from ramify.contracts.inside import WORLD_FILE
-from ramify.contracts.reward import RewardEvent, VerifyResult
+from ramify.contracts.reward import RewardEvent, VerifyResult, pending_parts
 from ramify.contracts.tree import Fidelity, NodeStatus, Outcome, Step, StepKind
 from ramify.kernel.cut import Cut, Standing, World, revive, take_cut, until_healthy
 from ramify.kernel.outcome import Verdict, classify
@@ -29,7 +29,7 @@ from ramify.kernel.places import Places
 from ramify.kernel.plan import RolloutPlan
 from ramify.kernel.policy import Fork, Keep, Point
 from ramify.kernel.recorder import TreeRecorder
-from ramify.kernel.stages import Stage, combined, of_step, pending_parts
+from ramify.kernel.stages import Stage, combined, of_step
 
 _REWARD = "reward"
 """Name of the signal that is a leaf's return."""
@@ -367,8 +367,8 @@ class Limb:
             for event in found.events:
                 self.recorder.reward(of_step(stage, event) if stage.name else event)
             lacking = found.reward is None and not pending_parts(found)
-            if found.errors or lacking:
-                self.recorder.reward_errors(found.errors, self.outcome, missing=lacking)
+            if found.errors or lacking or pending_parts(found):
+                self.recorder.reward_parts(found, self.outcome, missing=lacking)
             if lacking:
                 scores = (*self.standing.scores, (stage, found))
                 self.verified = combined(scores, plan.reward_strategy)

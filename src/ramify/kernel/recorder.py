@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from ramify.contracts.context import Clock
@@ -10,12 +10,12 @@ from ramify.contracts.events import (
     CheckpointEvent,
     NodeEvent,
     Observer,
-    RewardErrors,
     RewardGiven,
+    RewardParts,
     StatusEvent,
 )
 from ramify.contracts.messages import Message
-from ramify.contracts.reward import RewardEvent
+from ramify.contracts.reward import RewardEvent, VerifyResult, pending_parts
 from ramify.contracts.tree import NodeStatus, Outcome, Step
 from ramify.kernel.tree import Tree
 
@@ -81,17 +81,20 @@ class TreeRecorder:
         self.tree.set_state(event.node, event.snapshot)
         self.observer.emit(event)
 
-    def reward_errors(
-        self, errors: Mapping[str, str], outcome: Outcome, *, missing: bool = False
-    ) -> None:
-        """Say which parts of the current node's reward could not be computed."""
-        now = self.clock.now()
+    def reward_parts(self, found: VerifyResult, outcome: Outcome, *, missing: bool) -> None:
+        """Say what there is of the current node's reward, which is not whole."""
         self.observer.emit(
-            RewardErrors(
-                rollout_id=self.rollout_id, ts=now, node=self.current, errors=dict(errors),
-                outcome=outcome, missing=missing,
+            RewardParts(
+                rollout_id=self.rollout_id,
+                ts=self.clock.now(),
+                node=self.current,
+                outcome=outcome,
+                items=found.items,
+                errors=found.errors,
+                pending=pending_parts(found),
+                missing=missing,
             )
-        )  # fmt: skip
+        )
 
     def reward(self, event: RewardEvent) -> None:
         """Attach a signal to its node, or to the current one."""

@@ -16,13 +16,13 @@ from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.context import Context
 from ramify.contracts.events import OutcomeEvent, Phase
 from ramify.contracts.result import RolloutResult
+from ramify.contracts.reward import pending_parts
 from ramify.kernel.grow import grow
 from ramify.kernel.limb import Grove, Limb
 from ramify.kernel.outcome import classify
 from ramify.kernel.phases import Phases
 from ramify.kernel.places import Places
 from ramify.kernel.plan import RolloutPlan
-from ramify.kernel.stages import pending_parts
 from ramify.kernel.total import total
 from ramify.kernel.trajectory import trajectory_hash, tree_usage
 

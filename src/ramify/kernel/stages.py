@@ -83,11 +83,6 @@ def combined(
     )
 
 
-def pending_parts(found: VerifyResult) -> tuple[str, ...]:
-    """Parts of a score that wait for the siblings (`contracts.reward.GroupReward`)."""
-    return tuple(found.details.get("pending", ()))
-
-
 def weakest(levels: Sequence[str | None]) -> str | None:
     """Of several isolation levels the one at which most was shared; None if one is unknown."""
     known = [level for level in levels if level in _LADDER]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from ramify.contracts.reward import VerifyResult
+from ramify.contracts.reward import VerifyResult, pending_parts
 from ramify.contracts.tree import Outcome
 from ramify.kernel.limb import Leaf
 from ramify.kernel.outcome import Verdict
-from ramify.kernel.stages import pending_parts, weakest
+from ramify.kernel.stages import weakest
 from ramify.kernel.tree import Tree
 from ramify.kernel.value import tree_values
 
