@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from ramify.envs.run import stream as stream
     from ramify.kernel.trajectory import Trajectory as Trajectory
     from ramify.kernel.tree import Tree as Tree
+    from ramify.planes.reward.groups import RubricGroup as RubricGroup
+    from ramify.planes.reward.parsers.base import Parser as Parser
+    from ramify.planes.reward.rubric import Rubric as Rubric
     from ramify.tasks.dataset import from_dataset as from_dataset
     from ramify.tasks.dataset import to_dataset as to_dataset
     from ramify.tasks.registry import HarborTaskset as HarborTaskset
@@ -76,6 +79,9 @@ _MODULES = {
     "envs.run": ("JobReport", "run", "stream"),
     "kernel.trajectory": ("Trajectory",),
     "kernel.tree": ("Tree",),
+    "planes.reward.groups": ("RubricGroup",),
+    "planes.reward.parsers.base": ("Parser",),
+    "planes.reward.rubric": ("Rubric",),
     "tasks.dataset": ("from_dataset", "to_dataset"),
     "tasks.registry": ("HarborTaskset",),
     "tasks.taskset": ("MemoryTaskset", "load_taskset"),

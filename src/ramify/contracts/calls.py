@@ -26,17 +26,35 @@ class Call:
         keywords: parameter name → name of the value that fills it.
         everything: it takes `**kwargs`, so it is given all values.
         positional: how many leading positional arguments the caller supplies itself.
+        optional: parameters with a default, which a value that is not there leaves alone.
     """
 
     func: Callable[..., Any]
     keywords: Mapping[str, str]
     everything: bool
     positional: int
+    optional: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
         """The function's name, for metrics and messages."""
         return getattr(self.func, "__name__", type(self.func).__name__)
+
+    @property
+    def is_async(self) -> bool:
+        """Calling it only makes a coroutine, so it needs no thread."""
+        return _is_async(self.func)
+
+    def bind(self, values: Mapping[str, Any], *leading: Any) -> Callable[[], Any]:
+        """The function with its arguments, ready to be called. Raises KeyError: a value lacks."""
+        arguments = {
+            parameter: values[name]
+            for parameter, name in self.keywords.items()
+            if name in values or parameter not in self.optional
+        }
+        if self.everything:
+            arguments |= {k: v for k, v in values.items() if k not in self.keywords}
+        return partial(self.func, *leading, **arguments)
 
     async def __call__(self, values: Mapping[str, Any], *leading: Any) -> Any:
         """Call with `leading` positional arguments and the injected `values`.
@@ -44,11 +62,8 @@ class Call:
         A synchronous function runs in a worker thread. Whatever awaitable comes back is awaited,
         so a callable object or a lambda that returns a coroutine is not mistaken for a result.
         """
-        arguments = {parameter: values[name] for parameter, name in self.keywords.items()}
-        if self.everything:
-            arguments |= {k: v for k, v in values.items() if k not in self.keywords}
-        call = partial(self.func, *leading, **arguments)
-        result = call() if _is_async(self.func) else await asyncio.to_thread(call)
+        call = self.bind(values, *leading)
+        result = call() if self.is_async else await asyncio.to_thread(call)
         return await result if inspect.isawaitable(result) else result
 
 
@@ -57,6 +72,7 @@ def resolve(
     names: Collection[str],
     types: Mapping[type, str] | None = None,
     positional: int = 0,
+    objects: Mapping[str, object] | None = None,
 ) -> Call:
     """Resolve a function's parameters against the values that will be available.
 
@@ -65,6 +81,8 @@ def resolve(
         names: names of available values; a parameter of that name gets it.
         types: type → name; a parameter annotated with that type (or a subclass) gets it.
         positional: leading positional parameters that the caller fills itself.
+        objects: name → object, some of the values; a parameter annotated with a class (not a
+            builtin one) of which exactly one of them is an instance gets it.
 
     Raises:
         ConfigError: not callable, or a required parameter matches nothing.
@@ -75,6 +93,7 @@ def resolve(
     signature = inspect.signature(func)
     hints = _hints(func)
     keywords: dict[str, str] = {}
+    optional: set[str] = set()
     everything = False
     for index, parameter in enumerate(signature.parameters.values()):
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -82,7 +101,10 @@ def resolve(
             continue
         if index < positional or parameter.kind is parameter.VAR_POSITIONAL:
             continue
-        source = _source(parameter.name, hints.get(parameter.name), names, types or {})
+        if parameter.default is not parameter.empty:
+            optional.add(parameter.name)
+        hint = hints.get(parameter.name)
+        source = _source(parameter.name, hint, names, types or {}) or _of_class(hint, objects or {})
         if source is not None and parameter.kind is not parameter.POSITIONAL_ONLY:
             keywords[parameter.name] = source
         elif parameter.default is parameter.empty:
@@ -90,16 +112,30 @@ def resolve(
                 f"{label}() asks for {parameter.name!r}, which nobody supplies; available: "
                 f"{', '.join(sorted(names))}"
             )
-    return Call(func, keywords, everything, positional)
+    return Call(func, keywords, everything, positional, frozenset(optional))
 
 
 def _source(name: str, hint: Any, names: Collection[str], types: Mapping[type, str]) -> str | None:
     if name in names:
         return name
     for wanted, source in types.items():
-        if isinstance(hint, type) and issubclass(hint, wanted):
+        if hint is wanted or (isinstance(hint, type) and _derives(hint, wanted)):
             return source
     return None
+
+
+def _derives(hint: type, wanted: type) -> bool:
+    # A Protocol that is not runtime-checkable refuses issubclass(); it stands for itself alone.
+    return not getattr(wanted, "_is_protocol", False) and issubclass(hint, wanted)
+
+
+def _of_class(hint: Any, objects: Mapping[str, object]) -> str | None:
+    if not isinstance(hint, type) or hint.__module__ == "builtins":
+        return None
+    if getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False):
+        return None
+    found = [name for name, value in objects.items() if isinstance(value, hint)]
+    return found[0] if len(found) == 1 else None
 
 
 def _hints(func: Callable[..., Any]) -> dict[str, Any]:

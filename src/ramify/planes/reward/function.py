@@ -2,83 +2,84 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
-from ramify.contracts.calls import resolve
 from ramify.contracts.context import Context
-from ramify.contracts.errors import InfraError, InvalidRewardError
-from ramify.contracts.reward import RewardEvent, VerifyResult
-from ramify.contracts.task import Task
+from ramify.contracts.errors import (
+    ConfigError,
+    InfraError,
+    InvalidRewardError,
+    RewardFailedError,
+)
+from ramify.contracts.reward import Granularity, RubricManifest, Space, VerifyResult
 from ramify.contracts.tree import RolloutNode
-
-_NAMES = ("prompt", "completion", "answer", "task", "info", "node", "path", "state", "ctx")
+from ramify.planes.reward.arguments import Scene
+from ramify.planes.reward.calling import Caller
+from ramify.planes.reward.parsers.base import Parser
+from ramify.planes.reward.parts import Supplies, make_part, short_name
+from ramify.planes.reward.results import NotANumberError, combine, read_score
 
 
 class FunctionReward:
-    """Scores a node with a function, in our own process; a synchronous one runs in a thread.
+    """Scores a node with one function: a rubric of one, whose result is the function's own.
 
-    The function's parameters may be named `prompt` (messages that open the conversation),
-    `completion` (those since), `answer` (the task's target), `task`, `info` (its metadata),
-    `node`, `path`, `state` (reference to the snapshot at the node) and `ctx`. It returns a number
-    or a VerifyResult. What is no number, not finite, or a bool is an error on our side, as is
-    anything it raises; neither ever becomes a reward of 0.
+    It may ask for what a function of a `Rubric` may, columns and objects aside. What is no number,
+    not finite, or a bool is an error on our side, as is anything it raises; neither ever becomes a
+    reward of 0.
 
     Args:
         func: the function, sync or async.
         name: what the signal is called; default the function's own name.
+        timeout_sec: seconds it may take.
 
     Raises:
-        ConfigError: a required parameter has another name.
+        ConfigError: a required parameter has another name, or it compares siblings.
     """
 
-    def __init__(self, func: Callable[..., Any], name: str | None = None) -> None:
-        self._call = resolve(func, _NAMES, {Task: "task", Context: "ctx"})
-        self._name = name or self._call.name
+    def __init__(
+        self, func: Callable[..., Any], name: str | None = None, timeout_sec: float = 600.0
+    ) -> None:
+        self._part = make_part(
+            func,
+            Supplies((), {"parser": Parser()}),
+            name=name or short_name(func),
+            weight=1.0,
+            space=Space.OUTPUT,
+            granularity=Granularity.TERMINAL,
+            group=False,
+            timeout_sec=timeout_sec,
+        )
+        if self._part.compares:
+            raise ConfigError(
+                f"{self._part.name}() compares siblings; put it into a Rubric: Rubric([...])"
+            )
+        self._caller = Caller(32)
+
+    def describe(self) -> RubricManifest:
+        """The one function."""
+        return RubricManifest("", (self._part.entry,))
 
     async def score(self, node: RolloutNode, ctx: Context) -> VerifyResult:
         """Call the function.
 
-        Raises: InvalidRewardError and InfraError as the function raises them; InfraError for
-        every other failure of it.
+        Raises: InvalidRewardError and InfraError as the function raises them; RewardFailedError
+        for every other failure of it.
         """
-        try:
-            value: object = await self._call(_values(node, ctx))
-        except (InvalidRewardError, InfraError):
-            raise
-        except Exception as error:
-            raise InfraError(
-                f"reward function {self._name} failed on {ctx.task.task_id}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        if isinstance(value, VerifyResult):
-            return value
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise InfraError(
-                f"reward function {self._name} returned {value!r} on {ctx.task.task_id}; "
-                "it must return a finite number or a VerifyResult"
-            )
-        number = float(value)
-        return VerifyResult(
-            reward=number,
-            items={self._name: number},
-            events=(RewardEvent(self._name, number),),
-            grader_isolation="host",
-        )
-
-
-def _values(node: RolloutNode, ctx: Context) -> dict[str, Any]:
-    prompt = list(node.path[0].messages)
-    return {
-        "prompt": prompt,
-        "completion": list(node.messages)[len(prompt) :],
-        "answer": ctx.task.target,
-        "task": ctx.task,
-        "info": ctx.task.metadata,
-        "node": node,
-        "path": list(node.path),
-        "state": node.state,
-        "ctx": ctx,
-    }
+        part = self._part
+        bound = part.bind([Scene(node, ctx)])
+        returned = await self._caller.call(bound, part.call.is_async, part.timeout_sec)
+        if isinstance(returned.value, VerifyResult):
+            return returned.value
+        score = read_score(part.entry, returned, 0)
+        if (error := score.raised) is None:
+            return combine([(part.entry, score)])
+        if isinstance(error, InvalidRewardError | InfraError):
+            raise error
+        text = str(error).replace("it returned", "returned", 1)
+        failed = isinstance(error, NotANumberError)
+        raise RewardFailedError(
+            f"reward function {part.name} {text} on {ctx.task.task_id}"
+            if failed
+            else f"reward function {part.name} failed on {ctx.task.task_id}: {score.message}"
+        ) from error

@@ -1,0 +1,1 @@
+"""Parsers: what an agent said, read as an answer."""
