@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -38,6 +38,9 @@ from ramify.tasks.digest import package_digest
 from ramify.tasks.levels import LevelStore
 from ramify.tasks.skills import without_skills
 
+if TYPE_CHECKING:
+    from ramify.planes.environment.grading import Grading
+
 TABLE: Mapping[str, Mapping[str, str]] = {
     "sandboxes": {
         "local": "ramify.planes.sandbox.local:LocalProvider",
@@ -60,6 +63,7 @@ TABLE: Mapping[str, Mapping[str, str]] = {
     "rewards": {
         "script": "ramify.planes.reward.script:ScriptVerifier",
         "function": "ramify.planes.reward.function:FunctionReward",
+        "agent": "ramify.planes.reward.agent_verifier:AgentVerifier",
     },
     "models": {
         "openai": "ramify.planes.model.client:OpenAIModel",
@@ -232,9 +236,9 @@ def readiness_timeout(task: Task) -> float:
     return load_function("ramify.planes.environment.joining:readiness_timeout")(task)
 
 
-def verifier_kind(task: Task) -> str:
-    """How the manifest of a task's world says that it is verified; `script` without one."""
-    return load_function("ramify.planes.environment.joining:verifier_kind")(task)
+def grading(task: Task) -> Grading:
+    """How the manifest of a task's world says that it is verified; by script without one."""
+    return load_function("ramify.planes.environment.grading:grading_of")(task)
 
 
 def world_digest(task: Task) -> str:
@@ -253,6 +257,38 @@ def reward(level: IsolationLevel) -> Reward:
     """The script verifier of task directories at an isolation level."""
     prepare = load_function("ramify.planes.environment.placing:provision_files")
     return load("rewards", "script")(level, prepare=prepare)
+
+
+def grader(how: Grading, level: IsolationLevel, judge: Model | None) -> Reward:
+    """What verifies tasks as the manifest of their world says; `judge`: the model it may ask.
+
+    Raises: UsageError (it needs a judge and there is none), ConfigError (the rubric cannot be
+    loaded), UnknownNameError (no such agent).
+    """
+    if how.kind == "script":
+        return reward(level)
+    if how.kind == "rubric":
+        return rubric(how.rubric, judge)
+    who = agent(how.agent)
+    if judge is None and who.capabilities().needs_model:
+        raise UsageError(
+            f"{how.manifest}: the agent {who.name} that grades needs a model of its own; give one "
+            "with --judge-model provider/name"
+        )
+    prepare = load_function("ramify.planes.environment.placing:provision_files")
+    return load("rewards", "agent")(
+        who, prepare, how.instruction, level=level, model=judge, verdict=how.verdict
+    )
+
+
+def rubric(path: str, judge: Model | None = None) -> Reward:
+    """The reward at `file.py:name` or `package.module:name`.
+
+    A Rubric (or any Reward) is taken as it is; a function is a reward function, but one without
+    parameters, or with `judge_model` alone, makes one. Raises: ConfigError (nothing of that name,
+    or it fails), UsageError (it asks for a judge and there is none).
+    """
+    return load_function("ramify.planes.reward.loading:load_rubric")(path, judge)
 
 
 def artifact_collector() -> Callable[[Context], Awaitable[None]]:

@@ -22,6 +22,7 @@ from ramify.contracts.errors import (
     EnvironmentFailed,
     UnknownNameError,
     UnsupportedError,
+    UsageError,
 )
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.task import Task
@@ -105,9 +106,9 @@ async def test_a_run_gives_the_world(tmp_path: Path) -> None:
 
 
 @pytest.mark.namespaces
-async def test_a_verifier_that_is_not_served(tmp_path: Path) -> None:
+async def test_a_verifier_that_needs_a_judge(tmp_path: Path) -> None:
     small(tmp_path / "small", add='[verifier]\nkind = "agent"\n')
-    with pytest.raises(UnsupportedError, match='verifier.kind = "agent" is not served'):
+    with pytest.raises(UsageError, match="that grades needs a model of its own.*--judge-model"):
         await run(task_in(tmp_path, IN_SMALL), tmp_path / "run")
 
 

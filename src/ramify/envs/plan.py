@@ -35,7 +35,7 @@ from ramify.engine.redact import Redactor
 from ramify.engine.retry import RetryPolicy
 from ramify.engine.sampler import TaskSampler
 from ramify.envs.demands import check_agent, check_verifiers
-from ramify.envs.stages import stage_levels
+from ramify.envs.verifiers import Scorers, judge_of
 from ramify.kernel.policy import parse_branch
 
 PLANNED = "plan"
@@ -69,6 +69,10 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         shares_at_most: agent and verifier share no more than at this level, whatever was found.
         model: the policy, or its name, `provider/name`; the caller closes one that it made.
         base_url: where the model's endpoint is.
+        judge_model: the model that judges, or its name, where tasks are graded by a model; never
+            the policy, but for the name `policy`. The caller closes one that it made.
+        judge_base_url: where the judge's endpoint is.
+        judge_options: constructor arguments of the judge's model by name, as text.
         agent_options, taskset_options, model_options: constructor arguments by name, as text.
         resources: objects that rewards may ask for by name.
         rollout: limits and sampling of each rollout.
@@ -95,6 +99,9 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     shares_at_most: IsolationLevel | None = None
     model: str | Model | None = None
     base_url: str | None = None
+    judge_model: str | Model | None = None
+    judge_base_url: str | None = None
+    judge_options: Mapping[str, str] = {}
     agent_options: Mapping[str, str] = {}
     taskset_options: Mapping[str, str] = {}
     model_options: Mapping[str, str] = {}
@@ -135,19 +142,24 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class PlannedTask:
-    """One task, ready to run: what its sandbox is made from and how strictly it is verified."""
+    """One task, ready to run.
+
+    `spec` is what its sandbox is made from, `isolation` how strictly it is verified, `rewards` what
+    does that at each level that a stage of it is verified at.
+    """
 
     task: Task
     spec: SandboxSpec
     isolation: IsolationLevel
+    rewards: Mapping[IsolationLevel, Reward]
 
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
     """A whole job, ready to run.
 
-    `rewards` holds one scorer for each isolation level that is used: a verifier remembers what it
-    found out about a task. `unenforced` names limits that tasks ask for in vain.
+    `judge` is the model that judges, where one does. `unenforced` names limits that tasks ask for
+    in vain.
     """
 
     job: JobPlan
@@ -158,7 +170,7 @@ class RunPlan:
     model: Model | None
     provider: SandboxProvider
     options: RunOptions
-    rewards: Mapping[IsolationLevel, Reward]
+    judge: Model | None
     unenforced: Sequence[str]
 
 
@@ -186,6 +198,15 @@ async def plan_run(
         remedy = f"; {probe.remedy}" if probe.remedy else ""
         raise UnsupportedError(f"sandbox `{provider.name}`: {probe.detail}{remedy}")
     scorer = compose.function_reward(reward) if callable(reward) else reward
+    judge = judge_of(
+        options.judge_model,
+        options.judge_base_url,
+        options.judge_options,
+        (model, options.base_url),
+        clock,
+        options.seed,
+    )
+    scorers = Scorers(scorer, judge)
     can = provider.capabilities()
     chosen = _choose(taskset, options)
     planned: dict[str, PlannedTask] = {}
@@ -198,14 +219,11 @@ async def plan_run(
         if options.branch is not None and can.snapshot == "live":
             spec = msgspec.structs.replace(spec, live=True)
         lacking.update(missing)
-        planned[task.task_id] = PlannedTask(task, spec, _isolation(task, can, options))
-    if scorer is None:
-        _require_packages([entry.task for entry in planned.values()])
-    levels = {
-        level for entry in planned.values() for level in stage_levels(entry.task, entry.isolation)
-    }
-    rewards = {level: scorer or compose.reward(level) for level in levels}
+        level = _isolation(task, can, options)
+        planned[task.task_id] = PlannedTask(task, spec, level, scorers.of(task, level))
     config = _config(taskset.taskset_id, planned, actor, model, provider, scorer, options)
+    if judge is not None:
+        config["judge"] = {"model": judge.name, "base_url": options.judge_base_url}
     config_hash = hashlib.blake2b(msgspec.json.encode(config, order="deterministic"), digest_size=8)
     job_id = f"{_slug(taskset.taskset_id)}-{_slug(actor.name)}-{config_hash.hexdigest()[:8]}"
     job = JobPlan(
@@ -240,7 +258,7 @@ async def plan_run(
     )
     path = options.out or Path("runs") / job_id
     return RunPlan(
-        job, record, path, planned, actor, model, provider, options, rewards, sorted(lacking)
+        job, record, path, planned, actor, model, provider, options, judge, sorted(lacking)
     )
 
 
@@ -295,20 +313,6 @@ def _choose(taskset: Taskset, options: RunOptions) -> list[Task]:
     if not chosen:
         raise ConfigError(f"the taskset {taskset.taskset_id} has no tasks")
     return chosen[: options.limit]
-
-
-def _require_packages(tasks: Sequence[Task]) -> None:
-    for task in tasks:
-        if task.package is None:
-            raise ConfigError(
-                f"{task.task_id} comes without a task directory, so nothing says how it is "
-                "scored; give a reward function"
-            )
-        if (kind := compose.verifier_kind(task)) != "script":
-            raise UnsupportedError(
-                f'{task.package.world}: verifier.kind = "{kind}" is not served by `ramify run`; '
-                'write "script" to use the task\'s tests, or give a reward function'
-            )
 
 
 def _isolation(task: Task, can: Capabilities, options: RunOptions) -> IsolationLevel:

@@ -99,6 +99,8 @@ async def open_stand(
         plan = await plan_run(tasks, agent, provider, reward, wanted, clock, redactor)
         if plan.model is not None and plan.model is not wanted.model:
             stack.push_async_callback(plan.model.aclose)
+        if plan.judge is not None and plan.judge not in (plan.model, wanted.judge_model):
+            stack.push_async_callback(plan.judge.aclose)
         store = await Store.create_or_open(plan.path, plan.record)
         stack.push_async_callback(store.aclose)
         await provider.sweep()

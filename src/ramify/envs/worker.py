@@ -90,7 +90,7 @@ class RolloutWorker:
             spec=planned.spec,
             agent=self.plan.agent,
             environment=compose.environment(planned.task, self.store.path / WORLDS, self.fleets),
-            stages=stages_of(planned.task, planned.isolation, self.plan.rewards),
+            stages=stages_of(planned.task, planned.isolation, planned.rewards),
             recorder=recorder,
             reward_strategy=package.reward_strategy if package else "mean",
             collect=compose.artifact_collector(),

@@ -187,11 +187,16 @@ class Worlds:
         ), False
 
     def _tests(self, step: StepTable | None) -> tuple[str, tuple[str, ...]]:
-        """The directories of tests, the later laid over the earlier; one holds test.sh."""
+        """The directories of tests, the later laid over the earlier; one holds test.sh.
+
+        None of them where the task names a world, whose manifest may have another verifier.
+        """
         places = [self.layout.tests]
         if step is not None:
             places.append(f"steps/{step.name}/tests")
         found = [place for place in places if (self.root / place).is_dir()]
+        if not found and self.native.world is not None:
+            return "", ()
         if not any((self.root / place / "test.sh").is_file() for place in found):
             raise ConfigError(
                 "is missing; it decides the reward", file=str(self.root / places[-1] / "test.sh")

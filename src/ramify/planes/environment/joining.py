@@ -11,6 +11,7 @@ import msgspec
 from ramify.contracts.errors import ConfigError
 from ramify.contracts.sandbox import BuildSpec, SandboxSpec
 from ramify.contracts.task import Task, TaskPackage, VerifierSettings
+from ramify.planes.environment.grading import grading_digest
 from ramify.planes.environment.hidden import split_directory
 from ramify.planes.environment.manifest import Manifest, load_manifest
 
@@ -49,14 +50,6 @@ def readiness_timeout(task: Task) -> float:
     return manifest.environment.readiness.timeout_sec + _SPARE_SEC
 
 
-def verifier_kind(task: Task) -> str:
-    """How the manifest of a task's world says that it is verified; `script` without one."""
-    package = task.package
-    if package is None or package.world is None:
-        return "script"
-    return load_manifest(Path(package.world)).verifier.kind
-
-
 def world_digest(task: Task, of_directory: Callable[[Path], str]) -> str:
     """Identifies the manifest of a task's world and the directories it names; empty without."""
     package = task.package
@@ -67,6 +60,7 @@ def world_digest(task: Task, of_directory: Callable[[Path], str]) -> str:
     for place in (manifest.files, manifest.build):
         if place is not None:
             total.update(of_directory(place).encode())
+    total.update(grading_digest(manifest).encode())
     return total.hexdigest()
 
 
@@ -145,7 +139,8 @@ def _some(place: Path | None) -> list[Path]:
 
 def _with_tests(settings: VerifierSettings, more: tuple[str, ...]) -> VerifierSettings:
     """With further directories below /tests; the task's own files win."""
-    if not settings.tests or not more:
+    bundled = not settings.tests and settings.separate  # in the verifier's own image
+    if bundled or not more:
         return settings
-    first, *rest = (*more, settings.tests, *settings.more_tests)
+    first, *rest = filter(None, (*more, settings.tests, *settings.more_tests))
     return msgspec.structs.replace(settings, tests=first, more_tests=tuple(rest))

@@ -20,6 +20,7 @@ from ramify.planes.environment.records import (
     StateSpec,
     VerifierSpec,
 )
+from ramify.planes.environment.verifier_table import check_verifier
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -81,6 +82,19 @@ class Manifest:
     def build(self) -> Path | None:
         """The host directory with the Dockerfile."""
         return self._beside(self.environment.build)
+
+    @property
+    def rubric_file(self) -> Path | None:
+        """The Python file with the rubric; None where there is none, or it is a module."""
+        place = (self.verifier.rubric or "").rpartition(":")[0]
+        return self._beside(place) if place.endswith(".py") else None
+
+    @property
+    def instruction_file(self) -> Path | None:
+        """The file with the grading agent's instruction; None where there is none."""
+        text = self.verifier.instruction or ""
+        named = text.endswith((".md", ".txt")) and not any(c.isspace() for c in text)
+        return self._beside(text) if named else None
 
     @property
     def selection_key(self) -> str | None:
@@ -172,6 +186,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     for index, spec in enumerate(state):
         check.state(index, spec, _fields_of(raw, index))
     check.hidden(table.verifier)
+    check_verifier(table.verifier, raw.get("verifier", {}), file)
     return Manifest(path, environment, table.verifier, state)
 
 
@@ -196,6 +211,21 @@ def _check_places(manifest: Manifest) -> None:
         )
     if files is not None and not files.is_dir():
         raise ConfigError(f"there is no directory {files}", file=file, field="environment.files")
+    for field, place in (
+        ("verifier.rubric", manifest.rubric_file),
+        ("verifier.instruction", manifest.instruction_file),
+    ):
+        if place is None:
+            continue
+        if not place.is_file():
+            raise ConfigError(f"there is no file {place}", file=file, field=field)
+        if files is not None and place.is_relative_to(files):
+            raise ConfigError(
+                f"{place} lies in `environment.files`, which agents are given; move it out of "
+                "there",
+                file=file,
+                field=field,
+            )
 
 
 @dataclass(frozen=True, slots=True)

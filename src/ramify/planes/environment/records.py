@@ -183,10 +183,25 @@ class VerifierSpec(Table, frozen=True):
     `hidden_from_agent` are patterns of files that never exist in an agent's sandbox: a pattern
     without a slash matches a name anywhere, another one a path from any directory on, and what is
     below a directory that matches is hidden with it. The verifier finds them below /tests.
+
+    Attributes:
+        kind: `script` runs the task's tests; `rubric` calls Python functions of ours; `agent` lets
+            an agent grade in a fresh sandbox.
+        rubric: `rubric`: `file.py:name` beside the manifest, or `package.module:name`: a Rubric,
+            a reward function, or a function that makes one.
+        agent: `agent`: who grades.
+        instruction: `agent`: what it is told, as a text, or as the name of a `.md` or `.txt` file
+            beside the manifest; by default it is told to compare what was left with the fixtures.
+        verdict: `agent`: whether its verdict is its last answer, which nothing in the sandbox can
+            touch, or a file, for agents whose answers are not seen.
     """
 
     kind: Literal["script", "rubric", "agent"] = "script"
     hidden_from_agent: list[Text] = []
+    rubric: Text | None = None
+    agent: Text = "chat"
+    instruction: Text | None = None
+    verdict: Literal["answer", "file"] = "answer"
 
 
 class ManifestTable(Table, frozen=True):
