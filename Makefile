@@ -1,5 +1,5 @@
 # make run      run the example tasks with the reference solutions (needs Python 3.11-3.13 only)
-# make test     everything that must hold: formatting, lint, types, tests
+# make test     everything that must hold: formatting, lint, types, tests (WORKERS=n at a time)
 # make proof    the full counts (crash schedules, kill cases) that tests run as a sample
 # make bench    the benchmarks, each against its floor or peer in the same run
 
@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 SANDBOX ?= local
 AGENT ?= oracle
+# Tests mostly wait, so two at a time pay on one core too; more than four only crowd the daemon.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 2 ? 2 : n > 4 ? 4 : n)))
 BIN := $(VENV)/bin
 export RAMIFY_CRIU ?= $(CURDIR)/$(VENV)/criu
 
@@ -16,7 +18,7 @@ run: $(VENV)/.installed
 	$(BIN)/ramify run examples/tasks --agent $(AGENT) --sandbox $(SANDBOX)
 
 test: check images criu
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 proof: $(VENV)/.dev images criu
 	$(BIN)/python -m pytest -m proof --timeout 3600 -s

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+_DOCKER_FIXTURES = {"docker_available", "docker_problem"}
+
 
 def _need(what: str, problem: str | None) -> None:
     if problem is None:
@@ -105,10 +107,26 @@ def _marked_parts(request: pytest.FixtureRequest) -> None:
             request.getfixturevalue(f"{mark}_available")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Full counts run under `make proof` only."""
+    """Full counts run under `make proof` only; tests that share something run in one worker."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
     if config.getoption("-m"):
         return
     kept = [item for item in items if not item.get_closest_marker("proof")]
     config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("proof")])
     items[:] = kept
+
+
+def _group(item: pytest.Item) -> str:
+    """Tests of a file share its fixtures; those with Docker share the daemon.
+
+    A sweep, which begins every run with Docker, removes whatever dead engines left there, and some
+    tests kill engines to see just that. Tests that count mounts see those of containers: they are
+    marked with this group.
+    """
+    fixtures: list[str] = getattr(item, "fixturenames", [])
+    docker = item.get_closest_marker("docker") or not _DOCKER_FIXTURES.isdisjoint(fixtures)
+    return "machine" if docker else item.path.stem

@@ -12,7 +12,10 @@ from ramify.contracts.sandbox import NetworkMode, NetworkPolicy, SandboxSpec
 from ramify.planes.sandbox.local import BareProvider
 from ramify.testing.conformance_sandbox import SANDBOX_CHECKS, SandboxBench, SandboxCheck
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.xdist_group("machine"),  # some checks count mounts
+]
 
 # It does not isolate and says so: anything but an open network is refused.
 SPEC = SandboxSpec(host_root=True, network=NetworkPolicy(NetworkMode.OPEN))

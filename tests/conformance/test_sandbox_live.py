@@ -15,7 +15,11 @@ from ramify.contracts.sandbox import SandboxSpec
 from ramify.planes.sandbox.local import LocalProvider
 from ramify.testing.conformance_sandbox import SANDBOX_CHECKS, SandboxBench, SandboxCheck
 
-pytestmark = [pytest.mark.namespaces, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [
+    pytest.mark.namespaces,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.xdist_group("machine"),  # some checks count mounts
+]
 
 SPEC = SandboxSpec(host_root=True, live=True)
 # A filter of system calls and capturing exclude each other.
