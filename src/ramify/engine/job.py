@@ -14,6 +14,7 @@ from collections.abc import (
     Iterator,
     Mapping,
     Sequence,
+    Set,
 )
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class JobPlan:
         concurrency: rollouts that run at once.
         retry: for outcomes that are never scored.
         weights: task id → what one rollout of it takes of each budget, besides one of `rollouts`.
+        rescored: tasks whose rollouts, where nothing but their score is missing, are not run again:
+            somebody else scores what was recorded of them.
     """
 
     job_id: str
@@ -56,6 +59,7 @@ class JobPlan:
     concurrency: int
     retry: RetryPolicy
     weights: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
+    rescored: Set[str] = frozenset()
 
     def item(self, task_id: str, repeat: int) -> WorkItem:
         """The work item of one slot, before it is leased."""
@@ -120,6 +124,7 @@ class Job:
             rollout: result
             for rollout, result in self._store.results().items()
             if result.outcome.final
+            or (result.unscored_by_us and result.task_id in self.plan.rescored)
         }
         for item in items:
             if (result := finished.get(item.rollout_id)) is not None:
@@ -132,6 +137,10 @@ class Job:
                 if result is not None:
                     self._keep(result)
                     yield result
+
+    def amend(self, result: RolloutResult) -> None:
+        """A rollout that has ended is scored otherwise now; only the summary is told."""
+        self._results[result.rollout_id] = result
 
     def _keep(self, result: RolloutResult) -> None:
         self._results[result.rollout_id] = result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ramify.contracts.result import RolloutResult
 from ramify.engine.blobs import BlobStore, join, references_in
 from ramify.engine.index import Index
 from ramify.engine.lines import read_lines
+from ramify.engine.revisions import Overlay, read_revisions
 
 JOB_FILE = "job.json"
 RESULTS_FILE = "results.jsonl"
@@ -79,7 +80,17 @@ def read_job(path: Path) -> JobRecord:
 
 
 def read_results(path: Path) -> dict[str, RolloutResult]:
-    """The result of each finished rollout, by rollout id, each counted once. Raises StoreError."""
+    """The result of each finished rollout, by rollout id, each counted once. Raises StoreError.
+
+    Scores that were given later (`engine.revisions`) are in it.
+    """
+    found = recorded_results(path)
+    revisions = read_revisions(path, found)
+    return {**found, **{key: revision.result for key, revision in revisions.items()}}
+
+
+def recorded_results(path: Path) -> dict[str, RolloutResult]:
+    """The same as each was when its rollout ended. Raises StoreError."""
     found: dict[str, RolloutResult] = {}
     file = path / RESULTS_FILE
     if not file.exists():
@@ -100,35 +111,71 @@ def supersedes(result: RolloutResult, standing: RolloutResult | None) -> bool:
 
 
 def read_events(path: Path, rollout_id: str | None = None) -> Iterator[AnyEvent]:
-    """Events of a job, or of one rollout, in the order of files and lines.
+    """Events of a job, or of one rollout (`JobReader.events`). Raises StoreError."""
+    return JobReader(path).events(rollout_id)
 
-    Of each rollout only the attempt whose result counts is given, or while there is none the
-    newest attempt. One rollout is found through the index (`events.idx`), which is made or brought
-    up to date as needed. Raises StoreError, also in the midst of iteration.
+
+class JobReader:
+    """The records of a job as they are at one moment, for reading many of its rollouts.
+
+    Args:
+        path: the job directory.
+        revised: with the scores that were given later in place of the first ones.
+
+    Raises: StoreError, UsageError (no such directory).
     """
-    results = read_results(path)
-    index = Index.load(path, event_files(path))
-    wanted = {
-        key: results[key].fence if key in results else fence
-        for key, fence in index.newest_fences().items()
-    }
-    blobs = BlobStore(path / "blobs")
-    if rollout_id is None:
-        lines = (
-            (file, offset, line)
-            for _, file in event_files(path)
-            for offset, line in read_lines(file)
-        )
-    else:
-        lines = index.lines(rollout_id)
-    current: dict[str, int] = {}
-    for file, offset, line in lines:
-        event = _decode(file, offset, line, blobs)
-        key = event.rollout_id
-        if isinstance(event, LeaseEvent):
-            current[key] = event.fence
-        if current.get(key) == wanted.get(key):
-            yield event
+
+    def __init__(self, path: Path, *, revised: bool = True) -> None:
+        self._path = path
+        recorded = recorded_results(path)
+        self._revisions = read_revisions(path, recorded) if revised else {}
+        self._index = Index.load(path, event_files(path))
+        self._blobs = BlobStore(path / "blobs")
+        later = {key: revision.result for key, revision in self._revisions.items()}
+        self.results: Mapping[str, RolloutResult] = {**recorded, **later}
+        self._wanted = {
+            key: recorded[key].fence if key in recorded else fence
+            for key, fence in self._index.newest_fences().items()
+        }
+
+    def events(self, rollout_id: str | None = None) -> Iterator[AnyEvent]:
+        """Events of the job, or of one rollout, in the order of files and lines.
+
+        Of each rollout only the attempt whose result counts is given, or while there is none the
+        newest attempt. One rollout is found through the index (`events.idx`), which is made or
+        brought up to date as needed. Signals that were given later come last. Raises StoreError,
+        also in the midst of iteration.
+        """
+        if rollout_id is not None:
+            events = self._recorded(self._index.lines(rollout_id))
+            if (revision := self._revisions.get(rollout_id)) is not None:
+                events = Overlay(revision).apply(events)
+            return events
+        if not self._revisions:
+            return self._recorded(self._lines())
+        return self._all()
+
+    def _all(self) -> Iterator[AnyEvent]:
+        for event in self._recorded(self._lines()):
+            if event.rollout_id not in self._revisions:
+                yield event
+        for rollout_id in self._revisions:
+            yield from self.events(rollout_id)
+
+    def _lines(self) -> Iterator[tuple[Path, int, bytes]]:
+        for _, file in event_files(self._path):
+            for offset, line in read_lines(file):
+                yield file, offset, line
+
+    def _recorded(self, lines: Iterator[tuple[Path, int, bytes]]) -> Iterator[AnyEvent]:
+        current: dict[str, int] = {}
+        for file, offset, line in lines:
+            event = _decode(file, offset, line, self._blobs)
+            key = event.rollout_id
+            if isinstance(event, LeaseEvent):
+                current[key] = event.fence
+            if current.get(key) == self._wanted.get(key):
+                yield event
 
 
 def event_files(path: Path) -> list[tuple[int, Path]]:

@@ -5,6 +5,7 @@
   job.json                what was asked (written once)
   events-<worker>.jsonl   every event, in order; a new file each time the job is opened
   results.jsonl           one line per finished rollout
+  revisions.jsonl         scores that were given after a rollout had ended (engine.revisions)
   blobs/                  large payloads, content-addressed
   rollouts/<id>/          artifacts of one rollout
   lock                    held by the engine that has the job open
