@@ -7,11 +7,13 @@ Plain words are not guessed at: a text is the characters that stand in the file 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any, cast
 
 import yaml
-from yaml.events import CollectionEndEvent, CollectionStartEvent
+from yaml.events import CollectionEndEvent, CollectionStartEvent, Event
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from ramify.contracts.errors import ConfigError
@@ -20,6 +22,7 @@ _LARGEST = 1024 * 1024
 _MAX_DEPTH = 32
 _MAX_EVENTS = 200_000
 _MAX_VISITS = 50_000
+_YAML: Any = yaml  # its stubs do not know what these two give
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _TAG = "tag:yaml.org,2002:"
@@ -176,22 +179,25 @@ class Document:
             raise self.error(line, "", "is not UTF-8 text; save it as UTF-8") from None
         try:
             self._measure(text)
-            return yaml.compose(text, Loader=_LOADER)
+            return cast("Node | None", _YAML.compose(text, Loader=_LOADER))
         except yaml.YAMLError as error:
             raise self._broken(text, error) from None
+        except ConfigError:  # a ValueError too
+            raise
         except (ValueError, RecursionError) as error:  # a scalar like a number that is none
             raise self.error(None, "", f"is not YAML: {error}") from None
 
     def _measure(self, text: str) -> None:
         """Refuse, without recursion, what composing could choke on."""
         depth = 0
-        for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
+        events: Iterator[Event] = _YAML.parse(text, Loader=_LOADER)
+        for count, event in enumerate(events):
             if isinstance(event, CollectionStartEvent):
                 depth += 1
             elif isinstance(event, CollectionEndEvent):
                 depth -= 1
             if depth > _MAX_DEPTH or count > _MAX_EVENTS:
-                line = event.start_mark.line
+                line: int = event.start_mark.line
                 raise self.error(line, "", "is nested too deep or too long to be a pipeline")
 
     def _broken(self, text: str, error: yaml.YAMLError) -> ConfigError:
