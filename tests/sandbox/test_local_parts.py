@@ -130,7 +130,7 @@ def test_the_host_base_hides_secrets_and_private_places(tmp_path: Path) -> None:
 
 async def test_the_disk_watch_kills_once_per_excess(tmp_path: Path) -> None:
     killed = asyncio.Event()
-    watch = DiskWatch(tmp_path, 100_000)
+    watch = DiskWatch([tmp_path], 100_000)
     watch.start(killed.set)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file").write_bytes(os.urandom(300_000))

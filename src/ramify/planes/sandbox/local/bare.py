@@ -24,6 +24,7 @@ from ramify.planes.sandbox.local.disk import DiskWatch
 from ramify.planes.sandbox.local.nursery import Nursery
 from ramify.planes.sandbox.local.sandbox import Birth, LocalSandbox
 from ramify.planes.sandbox.local.wire import Message
+from ramify.planes.sandbox.mounting import check_mounts
 from ramify.planes.sandbox.nanny import DEFAULT_PATH
 
 _STANDARD = ("tmp", "root")
@@ -105,6 +106,8 @@ class BareProvider:
             "process_limit": None,
             "file_limit": limits.disk_mb * MIB if limits.disk_mb else None,
             "user_map": None,
+            "mounts": [],
+            "read_only": False,
             "memory": limits.memory_mb * MIB if limits.memory_mb else None,
             "pids": limits.pids,
             "cpus": limits.cpus,
@@ -130,7 +133,9 @@ class BareProvider:
                 memory_cgroups=(
                     [os.path.join(self._layout.parents["memory"], label)] if has_memory else []
                 ),
-                disk_watch=DiskWatch(Path(root), limits.disk_mb * MIB) if limits.disk_mb else None,
+                disk_watch=DiskWatch([Path(root)], limits.disk_mb * MIB)
+                if limits.disk_mb
+                else None,
                 locate=lambda path: _locate(root, path),
                 end=end,
             )
@@ -164,6 +169,9 @@ class BareProvider:
             raise ConfigError("the bare sandbox has only the host's root: host_root must be true")
         if spec.live:
             raise UnsupportedError("the bare sandbox cannot capture processes; use the local one")
+        check_mounts(spec, self.capabilities().mounts, self.name)
+        if spec.read_only:
+            raise UnsupportedError("the bare sandbox cannot keep its root read-only")
         if self._allow:
             return
         demands: list[str] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _INTERVAL_SEC = 0.5
@@ -12,18 +12,18 @@ _BLOCK = 512
 
 
 class DiskWatch:
-    """Measures a sandbox's writable layer twice a second and reports when it is too big.
+    """Measures what a sandbox has written twice a second and reports when it is too much.
 
     A watch, not a quota: between two looks more can be written. Single files are bounded exactly
     (RLIMIT_FSIZE, set by the supervisor).
 
     Args:
-        upper: the writable layer.
-        limit_bytes: how much it may hold.
+        changes: where what the inside writes is kept.
+        limit_bytes: how much they may hold.
     """
 
-    def __init__(self, upper: Path, limit_bytes: int) -> None:
-        self._upper, self._limit = upper, limit_bytes
+    def __init__(self, changes: Sequence[Path], limit_bytes: int) -> None:
+        self._changes, self._limit = [str(place) for place in changes], limit_bytes
         self._task: asyncio.Task[None] | None = None
         self.kills = 0
 
@@ -35,7 +35,7 @@ class DiskWatch:
         allowed = self._limit
         while True:
             await asyncio.sleep(_INTERVAL_SEC)
-            used = await asyncio.to_thread(_used, self._upper)
+            used = await asyncio.to_thread(_used, self._changes)
             if used > allowed:
                 self.kills += 1
                 kill()
@@ -51,9 +51,9 @@ class DiskWatch:
             self._task = None
 
 
-def _used(top: Path) -> int:
-    """Bytes allocated below a directory that may change meanwhile."""
-    total, pending = 0, [str(top)]
+def _used(places: Sequence[str]) -> int:
+    """Bytes allocated below directories that may change meanwhile."""
+    total, pending = 0, list(places)
     while pending:
         try:
             entries = list(os.scandir(pending.pop()))

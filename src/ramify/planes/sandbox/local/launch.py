@@ -17,6 +17,7 @@ from typing import NamedTuple, NoReturn
 
 from ramify.planes.sandbox.local import cgroups
 from ramify.planes.sandbox.local import namespaces as ns
+from ramify.planes.sandbox.local.laying import Given, lay, take
 from ramify.planes.sandbox.local.pod import PROGRAM_PATH
 from ramify.planes.sandbox.local.pod_elf import PROGRAM
 from ramify.planes.sandbox.local.supervisor import Duties, supervise
@@ -58,6 +59,7 @@ class World(NamedTuple):
     captured: it has a pod root, and its supervisor may start CRIU.
 
     `overlays` are mounted in order. `binds` are host directories seen read-only at the same path.
+    `mounts` are the caller's, laid over all that; with `read_only` the rest cannot be written to.
     `user_map` (first id, count) is the subordinate range for `newuidmap`, where there is one.
     """
 
@@ -72,12 +74,15 @@ class World(NamedTuple):
     process_limit: int | None
     file_limit: int | None
     user_map: tuple[int, int] | None
+    mounts: list[Given]
+    read_only: bool
 
     @staticmethod
     def parse(message: Message, places: list[str]) -> World:
         """From a request of the engine."""
         values = {name: message[name] for name in World._fields if name != "cgroups"}
         values["overlays"] = [Overlay(*overlay) for overlay in message["overlays"]]
+        values["mounts"] = [Given(*given) for given in message["mounts"]]
         return World(cgroups=places, **values)
 
 
@@ -95,10 +100,10 @@ def launch(
             supervise(control, life, duties)
         die_with_parent(9)
         cgroups.enter(world.cgroups)
-        _leave_host(world, user_namespace)
+        trees = _leave_host(world, user_namespace)
         pid = os.fork()
         if pid == 0:
-            _first_process(world, control, life, report)
+            _first_process(world, trees, control, life, report)
         os.write(report, b"%d\n" % pid)
     except BaseException as error:  # whatever it was, the engine is told, and nothing goes on
         os.write(report, f"!{error}".encode()[:4000])
@@ -106,7 +111,8 @@ def launch(
         os._exit(0)
 
 
-def _leave_host(world: World, user_namespace: int) -> None:
+def _leave_host(world: World, user_namespace: int) -> list[int]:
+    """Into namespaces of its own; returns the trees of the caller's mounts, not yet laid."""
     if world.mode == "rootless":
         map_users(world.user_map)
         ns.unshare(_ISOLATE)
@@ -130,12 +136,16 @@ def _leave_host(world: World, user_namespace: int) -> None:
     os.chdir(world.root)
     for place in world.binds:  # now: root of a user namespace may be unable to reach them
         _bind_read_only(place, world.mode == "userns")
+    shift = user_namespace if world.mode == "userns" else -1
+    place = f"{os.path.dirname(world.root)}/mount"
+    trees = [take(m, f"{place}-{n}", world.mode, shift) for n, m in enumerate(world.mounts)]
     if world.mode == "userns":
         ns.setns(user_namespace, ns.CLONE_NEWUSER)
         os.setgroups([])
         os.setgid(0)
         os.setuid(0)
         ns.unshare(_ISOLATE)
+    return trees
 
 
 def map_users(subordinate: tuple[int, int] | None) -> None:
@@ -176,10 +186,13 @@ def _call(tool: str, maps: list[str], own: int) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def _first_process(world: World, control: socket.socket, life: int, report: int) -> NoReturn:
+def _first_process(
+    world: World, trees: list[int], control: socket.socket, life: int, report: int
+) -> NoReturn:
     try:
         os.setsid()
         _build_root(world)
+        _finish_root(world, trees)
         _give_up_powers(world)
         os.close(report)
     except BaseException as error:  # goes to the spawner as the launcher's own failures do
@@ -204,9 +217,22 @@ def _build_root(world: World) -> None:
     if not os.statvfs("/etc").f_flag & os.ST_RDONLY:
         for name, text in SYSTEM_FILES.items():
             _system_file(f"/etc/{name}", text)
+
+
+def _finish_root(world: World, trees: list[int]) -> None:
+    """Lay the caller's mounts over the root, and close it if asked."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    parts = ["/", "/dev", *(f"/{one.target}" for one in world.overlays if one.target)]
+    closed = [os.open(part, flags) for part in parts] if world.read_only else []
+    for given, tree in zip(world.mounts, trees, strict=True):
+        lay(tree, given.target)
+        os.close(tree)
     if world.workdir:
         with suppress(OSError):  # a file of the image is there: commands will say so
             os.makedirs(world.workdir, exist_ok=True)
+    for part in closed:  # they are what they were before anything was laid over them
+        ns.make_read_only(part)
+        os.close(part)
 
 
 def _directory(name: str, mode: int) -> bool:

@@ -25,11 +25,12 @@ _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
 
 # Calls that have one number on every architecture (all newer than 2019).
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
+_OPENAT2, _NO_LINKS = 437, 0x2 | 0x4
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _AT_FDCWD, _AT_EMPTY_PATH, _OPEN_TREE_CLONE = -100, 0x1000, 1
 _AT_RECURSIVE = 0x8000
 _MOVE_MOUNT_F_EMPTY_PATH = 4
-_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_IDMAP = 1, 0x100000
+_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV, _MOUNT_ATTR_IDMAP = 1, 2, 4, 0x100000
 
 FIRST_ID = 1_342_177_280
 """Host uid and gid of root inside, where this process is root itself; 65536 follow each."""
@@ -112,7 +113,7 @@ def clone_onto_cwd() -> None:
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE
     tree = _syscall("open_tree .", _OPEN_TREE, _AT_FDCWD, b".", flags)
     try:
-        _attach(tree, ".")
+        attach(tree, ".")
         os.fchdir(tree)
     finally:
         os.close(tree)
@@ -141,6 +142,46 @@ def bind_read_only(source: str, target: str) -> None:
         attributes,
         len(attributes),
     )
+
+
+def open_directory(path: str) -> int:
+    """A descriptor (O_PATH) of a directory to whose path no symbolic link belongs."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    how = struct.pack("QQQ", flags, 0, _NO_LINKS)
+    return _syscall(f"open {path}", _OPENAT2, _AT_FDCWD, os.fsencode(path), how, len(how))
+
+
+def clone_tree(directory: int, *, below: bool) -> int:
+    """A bind of a directory (given as a descriptor) that is mounted nowhere yet.
+
+    `below`: with the mounts below it. Without, there may be none that a user namespace must not
+    uncover.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if below else 0)
+    return _syscall("open_tree", _OPEN_TREE, directory, b"", flags)
+
+
+def restrict(tree: int, *, read_only: bool, user_namespace: int = -1, below: bool = True) -> None:
+    """Take set-id bits and devices from the mounts of a tree, and writing if asked.
+
+    `user_namespace`: its owners are shifted as well, as far as their file systems can do it.
+    """
+    attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | (_MOUNT_ATTR_RDONLY if read_only else 0)
+    shifted = user_namespace if user_namespace >= 0 else 0
+    if user_namespace >= 0:
+        attributes |= _MOUNT_ATTR_IDMAP
+    _set_attributes("mount_setattr", tree, attributes, shifted, below=below)
+
+
+def make_read_only(mounted: int) -> None:
+    """Let nothing be written through the mount at a descriptor (not those below it)."""
+    _set_attributes("read-only mount", mounted, _MOUNT_ATTR_RDONLY, 0, below=False)
+
+
+def _set_attributes(what: str, fd: int, attributes: int, user_ns: int, *, below: bool) -> None:
+    packed = struct.pack("QQQQ", attributes, 0, 0, user_ns)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if below else 0)
+    _syscall(what, _MOUNT_SETATTR, fd, b"", flags, packed, len(packed))
 
 
 def mount_overlay(
@@ -179,7 +220,7 @@ def mount_overlay(
         _syscall("fsconfig create", _FSCONFIG, context, 6, None, None, 0)
         tree = _syscall("fsmount", _FSMOUNT, context, 1, 2 if flags & MS_NOSUID else 0)
         try:
-            _attach(tree, target)
+            attach(tree, target)
         finally:
             os.close(tree)
     finally:
@@ -206,7 +247,8 @@ def _fsconfig(context: int, key: str, value: str | None) -> None:
     _syscall(f"overlay option {key}", _FSCONFIG, context, command, key.encode(), data, 0)
 
 
-def _attach(tree: int, target: str) -> None:
+def attach(tree: int, target: str) -> None:
+    """Mount a tree of mounts that is mounted nowhere yet. No link is followed at `target`."""
     _syscall(
         f"attach {target}",
         _MOVE_MOUNT,
@@ -226,19 +268,10 @@ def mount_id_mapped(source: str, target: str, user_namespace: int) -> None:
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
     tree = _syscall(f"open_tree {source}", _OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags)
     try:
-        attributes = struct.pack(
-            "QQQQ", _MOUNT_ATTR_IDMAP | _MOUNT_ATTR_RDONLY, 0, 0, user_namespace
-        )
-        _syscall(
-            f"id-mapped mount of {source}",
-            _MOUNT_SETATTR,
-            tree,
-            b"",
-            _AT_EMPTY_PATH,
-            attributes,
-            len(attributes),
-        )
-        _attach(tree, target)
+        attributes = _MOUNT_ATTR_IDMAP | _MOUNT_ATTR_RDONLY
+        what = f"id-mapped mount of {source}"
+        _set_attributes(what, tree, attributes, user_namespace, below=False)
+        attach(tree, target)
     finally:
         os.close(tree)
 

@@ -40,6 +40,7 @@ from ramify.planes.sandbox.local.probe import Machine, Mode
 from ramify.planes.sandbox.local.process import probe
 from ramify.planes.sandbox.local.sandbox import Birth, LocalSandbox
 from ramify.planes.sandbox.local.wire import Message
+from ramify.planes.sandbox.mounting import UPPER, check_mounts, empty_scratch, make_scratch
 from ramify.planes.sandbox.nanny import DEFAULT_PATH
 from ramify.planes.sandbox.proxy import EgressProxy
 
@@ -106,6 +107,7 @@ class LocalProvider:
             host_root=True,
             images=True,
             builds=True,
+            mounts=frozenset({"ro", "rw", "cow"}),
         )
 
     async def prepare(self, spec: SandboxSpec) -> SandboxImage:
@@ -143,7 +145,9 @@ class LocalProvider:
         place = await self._nursery.ready(machine.mode)
         ground = await self._break_ground(store, image, place, machine)
         name, scratch = ground.name, ground.scratch
+        changes = [scratch.upper, *(Path(m.scratch, UPPER) for m in spec.mounts if m.scratch)]
         try:
+            make_scratch(spec.mounts, FIRST_ID if machine.mode == "userns" else None)
             message = await self._describe(machine, spec, ground)
             lab = self._lab(machine, place) if spec.live else None
             if lab and image and image.live:
@@ -152,6 +156,7 @@ class LocalProvider:
         except BaseException:
             self._drop_later(store, scratch)
             await self._nursery.end(name)
+            empty_scratch(spec.mounts, upper=True)
             raise
 
         async def end(keep: bool) -> SandboxImage | None:
@@ -165,12 +170,14 @@ class LocalProvider:
                     await self._nursery.end(name)
             else:
                 self._drop_later(store, scratch)
+            if spec.mounts:
+                await asyncio.to_thread(empty_scratch, spec.mounts, upper=False)
             return frozen
 
         limits = spec.limits
         label = f"ramify-{place.name}-{name}"
         memory = self._layout.parents.get("memory") if limits.memory_mb else None
-        watch = DiskWatch(scratch.upper, limits.disk_mb * MIB) if limits.disk_mb else None
+        watch = DiskWatch(changes, limits.disk_mb * MIB) if limits.disk_mb else None
         birth = Birth(
             id=name,
             spec=spec,
@@ -280,6 +287,7 @@ class LocalProvider:
         given = (spec.image is not None) + (spec.build is not None) + spec.host_root
         if not has_image and given != 1:
             raise ConfigError("exactly one of image, build and host_root must be given")
+        check_mounts(spec, self.capabilities().mounts, self.name)
         missing = sorted(demanded_limits(spec.limits) - self.capabilities().limits)
         if missing:
             raise UnsupportedError(
@@ -331,6 +339,8 @@ class LocalProvider:
             "process_limit": None if "pids" in self._layout.enforced else pids,
             "file_limit": limits.disk_mb * MIB if limits.disk_mb else None,
             "user_map": machine.user_map,
+            "mounts": [(m.source, m.target, m.mode, m.scratch or "") for m in spec.mounts],
+            "read_only": spec.read_only,
             "memory": limits.memory_mb * MIB if limits.memory_mb else None,
             "pids": pids,
             "cpus": limits.cpus,

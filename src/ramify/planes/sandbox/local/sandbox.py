@@ -157,6 +157,10 @@ class LocalSandbox:
         self.check_alive()
         if self._birth.capabilities.snapshot == "none":
             raise UnsupportedError("this sandbox has no file system of its own to freeze")
+        if self.spec.mounts:
+            raise UnsupportedError(
+                "a sandbox with mounts cannot be frozen: an image holds nothing of what they show"
+            )
         image = await self.end(keep=True)
         if image is None:
             raise SandboxLostError("the sandbox ended before it was frozen")
