@@ -1,0 +1,1 @@
+"""What test runners leave, read on our side: bytes in, a `SuiteReport` out."""
