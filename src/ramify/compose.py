@@ -25,6 +25,7 @@ from ramify.contracts.environment import Environment
 from ramify.contracts.errors import ConfigError, UnknownNameError, UnsupportedError, UsageError
 from ramify.contracts.images import ImageStore
 from ramify.contracts.model import Model
+from ramify.contracts.reports import SuiteReport
 from ramify.contracts.reward import Reward
 from ramify.contracts.sandbox import (
     Capabilities,
@@ -299,6 +300,14 @@ def artifact_collector() -> Callable[[Context], Awaitable[None]]:
 def hide_skills(task: Task) -> Task:
     """The task without the skills that come with it."""
     return without_skills(task, ramify_home())
+
+
+def test_report(format_name: str, data: bytes) -> SuiteReport:
+    """What a test runner left, as `junit`, `ctrf` or `tap`. The bytes may be an attacker's.
+
+    Raises: InvalidRewardError (`malformed`), UnknownNameError (no such format).
+    """
+    return load_function("ramify.planes.reward.reports.parse:parse_report")(format_name, data)
 
 
 def function_reward(function: Callable[..., Any]) -> Reward:
