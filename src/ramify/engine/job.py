@@ -68,6 +68,9 @@ class JobPlan:
         return WorkItem(self.job_id, task_id, repeat, seed, self.config_hash)
 
 
+Complete = Callable[[JobPlan, AsyncGenerator[RolloutResult]], AsyncGenerator[RolloutResult]]
+
+
 class Job:
     """Runs a plan over a store.
 
@@ -85,6 +88,8 @@ class Job:
         budgets: shared limits; must hold `rollouts`.
         metrics: what `observer` adds up, kept here for who reads the job.
         cost: what the whole job may cost; when it is spent, nothing new starts.
+        complete: gets each result when its rollout has ended, and gives each once, with the score
+            it has in the end.
     """
 
     def __init__(
@@ -98,11 +103,13 @@ class Job:
         budgets: Budgets,
         metrics: Metrics,
         cost: SpendBudget,
+        complete: Complete | None = None,
     ) -> None:
         self.plan = plan
         self.budgets = budgets
         self.metrics = metrics
         self._cost = cost
+        self._complete = complete
         self._store = store
         self._worker = worker
         self._observer = observer
@@ -119,6 +126,15 @@ class Job:
 
     async def stream(self) -> AsyncGenerator[RolloutResult]:
         """Each rollout's result once: first those found in the store, then as they finish."""
+        results = self._ended()
+        if self._complete is not None:
+            results = self._complete(self.plan, results)
+        async with aclosing(results):
+            async for result in results:
+                self._results[result.rollout_id] = result
+                yield result
+
+    async def _ended(self) -> AsyncGenerator[RolloutResult]:
         items = [self.plan.item(*slot) for slot in self.plan.slots]
         finished = {
             rollout: result
@@ -137,10 +153,6 @@ class Job:
                 if result is not None:
                     self._keep(result)
                     yield result
-
-    def amend(self, result: RolloutResult) -> None:
-        """A rollout that has ended is scored otherwise now; only the summary is told."""
-        self._results[result.rollout_id] = result
 
     def _keep(self, result: RolloutResult) -> None:
         self._results[result.rollout_id] = result

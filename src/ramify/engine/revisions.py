@@ -126,6 +126,8 @@ class Overlay:
             match event:
                 case RewardGiven() if (event.node, event.name) in replaced:
                     continue
+                case RewardGiven(name="reward") if event.node in leaves:
+                    continue
                 case RewardParts() if event.node in leaves:
                     continue
                 case StatusEvent() if event.node in leaves:

@@ -24,7 +24,7 @@ from ramify.contracts.config import RolloutConfig, SkillMode
 from ramify.contracts.context import Clock
 from ramify.contracts.errors import ConfigError, UnsupportedError, UsageError
 from ramify.contracts.model import Model
-from ramify.contracts.reward import Reward
+from ramify.contracts.reward import Described, Reward
 from ramify.contracts.sandbox import Capabilities, SandboxProvider, SandboxSpec
 from ramify.contracts.task import IsolationLevel, Task, Taskset
 from ramify.contracts.tree import Fidelity
@@ -35,6 +35,12 @@ from ramify.engine.redact import Redactor
 from ramify.engine.retry import RetryPolicy
 from ramify.engine.sampler import TaskSampler
 from ramify.envs.demands import check_agent, check_verifiers
+from ramify.envs.rubrics import (
+    compares_siblings,
+    describe_reward,
+    load_reward,
+    scored_from_record,
+)
 from ramify.envs.verifiers import Scorers, judge_of
 from ramify.kernel.policy import parse_branch
 
@@ -153,6 +159,16 @@ class PlannedTask:
     isolation: IsolationLevel
     rewards: Mapping[IsolationLevel, Reward]
 
+    @property
+    def final(self) -> Reward:
+        """What scores the end of a rollout."""
+        return self.rewards[self.isolation]
+
+    @property
+    def described(self) -> bool:
+        """Whether that says what it is made of."""
+        return isinstance(self.final, Described)
+
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
@@ -178,7 +194,7 @@ async def plan_run(
     tasks: str | Path | Taskset,
     agent: str | Agent,
     provider: SandboxProvider,
-    reward: Reward | Callable[..., Any] | None,
+    reward: Reward | Callable[..., Any] | str | None,
     options: RunOptions,
     clock: Clock,
     redactor: Redactor,
@@ -197,7 +213,6 @@ async def plan_run(
     if not probe.ok:
         remedy = f"; {probe.remedy}" if probe.remedy else ""
         raise UnsupportedError(f"sandbox `{provider.name}`: {probe.detail}{remedy}")
-    scorer = compose.function_reward(reward) if callable(reward) else reward
     judge = judge_of(
         options.judge_model,
         options.judge_base_url,
@@ -206,6 +221,7 @@ async def plan_run(
         clock,
         options.seed,
     )
+    scorer = None if reward is None else load_reward(reward, judge)
     scorers = Scorers(scorer, judge)
     can = provider.capabilities()
     chosen = _choose(taskset, options)
@@ -220,8 +236,14 @@ async def plan_run(
             spec = msgspec.structs.replace(spec, live=True)
         lacking.update(missing)
         level = _isolation(task, can, options)
-        planned[task.task_id] = PlannedTask(task, spec, level, scorers.of(task, level))
-    config = _config(taskset.taskset_id, planned, actor, model, provider, scorer, options)
+        entry = PlannedTask(task, spec, level, scorers.of(task, level))
+        compares_siblings(task, entry.final)  # refuses what cannot be, before anything starts
+        planned[task.task_id] = entry
+    config = _config(taskset.taskset_id, planned, actor, model, provider, options)
+    if scorer is not None:
+        config["reward"] = describe_reward(scorer, reward if isinstance(reward, str) else None)
+    elif written := {k: describe_reward(e.final) for k, e in planned.items() if e.described}:
+        config["reward"] = written
     if judge is not None:
         config["judge"] = {"model": judge.name, "base_url": options.judge_base_url}
     config_hash = hashlib.blake2b(msgspec.json.encode(config, order="deterministic"), digest_size=8)
@@ -233,6 +255,9 @@ async def plan_run(
         slots=_slots(list(planned), options),
         concurrency=options.concurrency,
         retry=RetryPolicy(max_retries=options.max_retries),
+        rescored={
+            key for key, entry in planned.items() if scored_from_record(entry.task, entry.final)
+        },
     )
     record = JobRecord(
         job_id=job_id,
@@ -351,7 +376,6 @@ def _config(
     agent: Agent,
     model: Model | None,
     provider: SandboxProvider,
-    reward: Reward | None,
     options: RunOptions,
 ) -> dict[str, Any]:
     """Everything that may change a result; its hash decides whether a job is the same job."""
@@ -367,7 +391,7 @@ def _config(
         "agent_options": dict(options.agent_options),
         **(_model_config(model, options) if model else {}),
         "sandbox": provider.name,
-        "reward": None if reward is None else getattr(reward, "name", type(reward).__name__),
+        "reward": None,
         "repeats": options.roots,
         "seed": options.seed,
         "shuffle": options.shuffle,

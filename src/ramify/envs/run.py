@@ -25,10 +25,14 @@ from ramify.engine.job import Job
 from ramify.engine.limits import Budgets, SpendBudget
 from ramify.engine.observe import FanOut, LoggingObserver, Metrics, RedactingObserver, Summary
 from ramify.engine.redact import Redactor
+from ramify.engine.revisions import Revisions
 from ramify.engine.store import Store
 from ramify.engine.summary import JobSummary
 from ramify.envs.plan import PLANNED, RunOptions, RunPlan, plan_run
 from ramify.envs.planned import PlannedBranches
+from ramify.envs.recorded import Surroundings
+from ramify.envs.rubrics import compares_siblings
+from ramify.envs.siblings import Siblings
 from ramify.envs.worker import WORLDS, RolloutWorker
 
 
@@ -78,7 +82,7 @@ async def open_stand(
     *,
     agent: str | Agent,
     sandbox: str | SandboxProvider,
-    reward: Reward | Callable[..., Any] | None,
+    reward: Reward | Callable[..., Any] | str | None,
     options: RunOptions | None,
     on_event: Callable[..., Any] | None = None,
     observers: Sequence[Observer] = (),
@@ -133,7 +137,7 @@ async def open_job(
     *,
     agent: str | Agent = "oracle",
     sandbox: str | SandboxProvider = "local",
-    reward: Reward | Callable[..., Any] | None = None,
+    reward: Reward | Callable[..., Any] | str | None = None,
     options: RunOptions | None = None,
     on_event: Callable[..., Any] | None = None,
     observers: Sequence[Observer] = (),
@@ -149,17 +153,21 @@ async def open_job(
         UsageError: before anything is made.
         StoreError: the run directory cannot be used.
     """
-    async with open_stand(
-        tasks,
-        agent=agent,
-        sandbox=sandbox,
-        reward=reward,
-        options=options,
-        on_event=on_event,
-        observers=observers,
-        cancel=cancel,
-    ) as stand:
+    async with AsyncExitStack() as stack:
+        stand = await stack.enter_async_context(
+            open_stand(
+                tasks,
+                agent=agent,
+                sandbox=sandbox,
+                reward=reward,
+                options=options,
+                on_event=on_event,
+                observers=observers,
+                cancel=cancel,
+            )
+        )
         cost = SpendBudget("cost", stand.plan.options.max_cost_usd)
+        siblings = await stack.enter_async_context(_siblings(stand))
         job = Job(
             stand.plan.job,
             stand.store,
@@ -170,8 +178,34 @@ async def open_job(
             stand.budgets,
             stand.metrics,
             cost,
+            None if siblings is None else siblings.completed,
         )
         yield job, stand.plan.path
+
+
+@asynccontextmanager
+async def _siblings(stand: Stand) -> AsyncGenerator[Siblings | None]:
+    """What completes the scores of a job, where some of them can only be given later."""
+    plan = stand.plan
+    if not plan.job.rescored and not any(
+        compares_siblings(one.task, one.final) for one in plan.tasks.values()
+    ):
+        yield None
+        return
+    around = Surroundings(
+        clock=stand.clock,
+        cancel=stand.cancel,
+        observer=stand.observer,
+        model=plan.model,
+        resources=plan.options.resources,
+        config=plan.options.rollout,
+    )
+    revisions = Revisions(plan.path)
+    try:
+        concurrency = plan.options.concurrency
+        yield Siblings(plan.tasks, stand.store, revisions, around, concurrency)
+    finally:
+        await revisions.aclose()
 
 
 async def stream(
@@ -179,7 +213,7 @@ async def stream(
     *,
     agent: str | Agent = "oracle",
     sandbox: str | SandboxProvider = "local",
-    reward: Reward | Callable[..., Any] | None = None,
+    reward: Reward | Callable[..., Any] | str | None = None,
     options: RunOptions | None = None,
     on_event: Callable[..., Any] | None = None,
 ) -> AsyncGenerator[RolloutResult]:
@@ -203,7 +237,7 @@ async def run(
     *,
     agent: str | Agent = "oracle",
     sandbox: str | SandboxProvider = "local",
-    reward: Reward | Callable[..., Any] | None = None,
+    reward: Reward | Callable[..., Any] | str | None = None,
     options: RunOptions | None = None,
     on_event: Callable[..., Any] | None = None,
 ) -> JobReport:
@@ -215,7 +249,9 @@ async def run(
         agent: an agent, or its name.
         sandbox: a sandbox provider (which the caller closes), or its name.
         reward: how to score; by default each task directory's own verifier. A plain function
-            gets the arguments that it names.
+            gets the arguments that it names. A text is the place of a rubric: `file.py:name` or
+            `package.module:name`. Where parts of it compare siblings, a result is given when all
+            rollouts of its task have ended.
         options: everything else.
         on_event: called with each `event`, in order.
 
