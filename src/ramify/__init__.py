@@ -49,6 +49,11 @@ if TYPE_CHECKING:
     from ramify.kernel.tree import Tree as Tree
     from ramify.planes.reward.groups import RubricGroup as RubricGroup
     from ramify.planes.reward.parsers.base import Parser as Parser
+    from ramify.planes.reward.parsers.boxed import extract_boxed_answer as extract_boxed_answer
+    from ramify.planes.reward.parsers.json import JSONParser as JSONParser
+    from ramify.planes.reward.parsers.think import MaybeThinkParser as MaybeThinkParser
+    from ramify.planes.reward.parsers.think import ThinkParser as ThinkParser
+    from ramify.planes.reward.parsers.xml import XMLParser as XMLParser
     from ramify.planes.reward.rubric import Rubric as Rubric
     from ramify.tasks.dataset import from_dataset as from_dataset
     from ramify.tasks.dataset import to_dataset as to_dataset
@@ -81,6 +86,10 @@ _MODULES = {
     "kernel.tree": ("Tree",),
     "planes.reward.groups": ("RubricGroup",),
     "planes.reward.parsers.base": ("Parser",),
+    "planes.reward.parsers.boxed": ("extract_boxed_answer",),
+    "planes.reward.parsers.json": ("JSONParser",),
+    "planes.reward.parsers.think": ("MaybeThinkParser", "ThinkParser"),
+    "planes.reward.parsers.xml": ("XMLParser",),
     "planes.reward.rubric": ("Rubric",),
     "tasks.dataset": ("from_dataset", "to_dataset"),
     "tasks.registry": ("HarborTaskset",),

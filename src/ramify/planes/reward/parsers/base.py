@@ -14,8 +14,10 @@ Completion = str | Sequence[Message]
 class Parser:
     """Reads an answer out of what an agent said. Without `extract` that is the whole text.
 
+    No parser of ours raises, whatever the text, and the time each takes is linear in its length.
+
     Args:
-        extract: text → answer; None means that there is none. It must not raise.
+        extract: text → answer; None means that there is none.
     """
 
     def __init__(self, extract: Callable[[str], Any] | None = None) -> None:
@@ -27,22 +29,21 @@ class Parser:
 
     def parse_answer(self, completion: Completion) -> Any:
         """The answer: what the last message of the agent says; None without one."""
-        text = last_text(completion)
-        return None if text is None else self.parse(text)
+        texts = agent_texts(completion)
+        return self.parse(texts[-1]) if texts else None
+
+    def format_score(self, text: str) -> float:
+        """How well one message keeps to the format, from 0 to 1. Here: whether it can be read."""
+        return 0.0 if self.parse(text) is None else 1.0
 
     def get_format_reward(self) -> Callable[..., float]:
-        """A reward function: 1 where the last message can be read, else 0."""
+        """A reward function: the mean of `format_score` over the agent's messages; 0 for none."""
 
         def format_reward(completion: Completion) -> float:
-            return 0.0 if self.parse_answer(completion) is None else 1.0
+            scores = [self.format_score(text) for text in agent_texts(completion)]
+            return sum(scores) / len(scores) if scores else 0.0
 
         return format_reward
-
-
-def last_text(completion: Completion) -> str | None:
-    """The text of the agent's last message; None where it said nothing."""
-    texts = agent_texts(completion)
-    return texts[-1] if texts else None
 
 
 def agent_texts(completion: Completion) -> list[str]:
