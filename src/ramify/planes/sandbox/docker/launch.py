@@ -12,6 +12,7 @@ from ramify.planes.sandbox.docker.bundle import MOUNT
 from ramify.planes.sandbox.docker.client import ApiError, EngineClient, Json
 from ramify.planes.sandbox.docker.containers import NO_NAME_SERVER, Seat, attachment
 from ramify.planes.sandbox.docker.link import Link
+from ramify.planes.sandbox.docker.mounted import described
 from ramify.planes.sandbox.docker.networks import connect_networks
 from ramify.planes.sandbox.docker.outlet import CAPABILITIES
 from ramify.planes.sandbox.docker.wire import PUBLIC
@@ -160,7 +161,7 @@ def _sit(plan: Plan, seat: Seat, host: Json) -> Json:
     service, resources, limits = seat.service, seat.service.resources, plan.spec.limits
     host["Mounts"] += seat.mounts(plan.labels)
     host["Tmpfs"] = dict(service.tmpfs)
-    host["ReadonlyRootfs"] = service.read_only
+    host["ReadonlyRootfs"] = service.read_only or plan.spec.read_only
     host["ShmSize"] = resources.shm or _SHM_BYTES
     host["PidsLimit"] = limits.pids or resources.pids or DEFAULT_PIDS
     if limits.memory_mb is None and resources.memory:
@@ -198,8 +199,10 @@ def _host_config(plan: Plan, spec: SandboxSpec) -> Json:
                 "ReadOnly": True,
             }
         )
+    mounts += described(spec, plan.name)
     config: Json = {
         "AutoRemove": True,
+        "ReadonlyRootfs": spec.read_only,
         "LogConfig": {"Type": "none"},
         "SecurityOpt": ["no-new-privileges"],
         "PidsLimit": limits.pids or DEFAULT_PIDS,

@@ -12,6 +12,9 @@ from ramify.contracts.errors import SandboxStartError
 from ramify.planes.sandbox.docker.client import Json
 
 ENGINE_LABEL = "ramify.engine"
+WORLD_LABEL = "ramify.world"
+"""Label of what belongs to one sandbox or Compose project alone, and goes with it: its name."""
+
 _LOCK_LABEL = "ramify.lock"
 _HOST_LABEL = "ramify.host"
 

@@ -12,8 +12,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
+import ramify.planes.sandbox.docker.mounted as mounted
 from ramify.contracts.config import ramify_home
-from ramify.contracts.errors import ConfigError, RamifyError, SandboxError, UnsupportedError
+from ramify.contracts.errors import (
+    ConfigError,
+    RamifyError,
+    SandboxError,
+    SandboxStartError,
+    UnsupportedError,
+)
 from ramify.contracts.sandbox import (
     Capabilities,
     NetworkMode,
@@ -22,7 +29,7 @@ from ramify.contracts.sandbox import (
     SandboxImage,
     SandboxSpec,
 )
-from ramify.planes.sandbox.docker.client import Daemon, EngineClient
+from ramify.planes.sandbox.docker.client import ApiError, Daemon, EngineClient
 from ramify.planes.sandbox.docker.images import PROVIDER, Images
 from ramify.planes.sandbox.docker.launch import Plan, launch, remove_container
 from ramify.planes.sandbox.docker.owners import Owner
@@ -66,7 +73,7 @@ class DockerProvider:
         self._lock = asyncio.Lock()
         self._sandboxes: dict[str, DockerSandbox] = {}
         self._work: set[asyncio.Task[Any]] = set()
-        self._removals: dict[str, tuple[str, asyncio.Task[Any]]] = {}
+        self._removals: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._closed = False
 
     @property
@@ -80,7 +87,7 @@ class DockerProvider:
             daemon = await self._client.connect()
         except RamifyError as error:
             return ProbeReport(False, "unavailable", str(error), "run dev/docker-engine")
-        self._capabilities = _capabilities(daemon)
+        self._capabilities = _capabilities(daemon, self._client.address)
         detail = f"Docker {daemon.version} (API {daemon.api}) at {self._client.address}"
         if daemon.os != "linux":
             return ProbeReport(False, daemon.os, detail, "use a daemon that runs Linux containers")
@@ -180,7 +187,7 @@ class DockerProvider:
         async with self._lock:
             if self._session is None:
                 daemon = await self._client.connect()
-                self._capabilities = _capabilities(daemon)
+                self._capabilities = _capabilities(daemon, self._client.address)
                 self._session = await asyncio.to_thread(_Session, self._client, daemon, self._home)
             return self._session
 
@@ -209,7 +216,7 @@ class DockerProvider:
         if sandbox := self._sandboxes.get(plan.name):
             await sandbox.teardown()  # which leaves the world, once it is removed
         elif plan.name not in self._removals:
-            await self._removed(session, plan.name, world)
+            await self._removed(session, plan, world)
 
     async def _launch(
         self, session: _Session, plan: Plan, world: World | None = None
@@ -217,9 +224,9 @@ class DockerProvider:
         def lost(_reason: str) -> None:
             self._remove(session, plan, world)
 
-        def ended() -> None:
+        def ended() -> asyncio.Task[None]:
             self._sandboxes.pop(plan.name, None)
-            self._remove(session, plan, world)
+            return self._remove(session, plan, world)
 
         async def commit() -> SandboxImage:
             frozen = await session.images.freeze(plan.name, plan.name, plan.image)
@@ -228,10 +235,12 @@ class DockerProvider:
             return frozen
 
         try:
+            if plan.spec.mounts:
+                await _open_overlays(session.client, plan)
             link = await launch(session.client, plan, lost)
         except BaseException:
             session.runtime.forget()  # perhaps it was removed, and that is why
-            await asyncio.shield(remove_container(session.client, plan.name))
+            await asyncio.shield(self._clear(session, plan))
             raise
 
         def adopt(heir: DockerSandbox) -> None:
@@ -255,27 +264,35 @@ class DockerProvider:
         if not task.cancelled() and task.exception() is None:
             await task.result().teardown()
         else:
-            await remove_container(session.client, plan.name)
+            await self._clear(session, plan)
 
-    def _remove(self, session: _Session, plan: Plan, world: World | None) -> None:
+    async def _clear(self, session: _Session, plan: Plan) -> None:
+        """Remove what there may be of a container that did not start."""
+        await remove_container(session.client, plan.name)
+        await mounted.close_overlays(session.client, plan.spec, plan.name, failed=True)
+
+    def _remove(self, session: _Session, plan: Plan, world: World | None) -> asyncio.Task[None]:
         """Remove a container in the background, and leave its world; once."""
         if world is not None:
             world.leaving(plan.name)
         if plan.name not in self._removals:
-            task = self._start(self._removed(session, plan.name, world))
+            task = self._start(self._removed(session, plan, world))
             self._removals[plan.name] = (plan.image.id, task)
             task.add_done_callback(lambda _: self._removals.pop(plan.name, None))
+            return task
+        return self._removals[plan.name][1]
 
-    async def _removed(self, session: _Session, name: str, world: World | None) -> None:
+    async def _removed(self, session: _Session, plan: Plan, world: World | None) -> None:
         try:
             try:
-                await remove_container(session.client, name)
+                await remove_container(session.client, plan.name)
             finally:
                 if world is not None:
-                    await session.projects.leave(world, name)
-        except (SandboxError, TimeoutError, ExceptionGroup) as error:
+                    await session.projects.leave(world, plan.name)
+            await mounted.close_overlays(session.client, plan.spec, plan.name)
+        except (SandboxError, TimeoutError, OSError, ExceptionGroup) as error:
             # Its processes end with our connection all the same; a sweep takes the rest.
-            _LOG.warning("the container %s could not be removed: %s", name, error)
+            _LOG.warning("the container %s could not be removed: %s", plan.name, error)
 
     def _start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.create_task(work)
@@ -288,6 +305,7 @@ class DockerProvider:
         if spec.host_root:
             _check_source(spec)
         _check_live(spec)
+        mounted.check(spec, able.mounts)
         asked = {
             name for name in spec.limits.__struct_fields__ if getattr(spec.limits, name) is not None
         }
@@ -303,6 +321,13 @@ class DockerProvider:
                 'set mode = "allowlist"',
                 field="network",
             )
+
+
+async def _open_overlays(client: EngineClient, plan: Plan) -> None:
+    try:
+        await mounted.open_overlays(client, plan.spec, plan.name, plan.labels)
+    except (ApiError, OSError) as error:
+        raise SandboxStartError(f"the mounts cannot be made: {error}") from error
 
 
 def _check_source(spec: SandboxSpec) -> None:
@@ -332,7 +357,7 @@ def _within(spec: SandboxSpec, daemon: Daemon) -> SandboxSpec:
     return msgspec.structs.replace(spec, limits=limits)
 
 
-def _capabilities(daemon: Daemon) -> Capabilities:
+def _capabilities(daemon: Daemon, address: str) -> Capabilities:
     info = daemon.info
     limits = {
         "memory_mb": info.get("MemoryLimit"),
@@ -350,6 +375,7 @@ def _capabilities(daemon: Daemon) -> Capabilities:
         images=True,
         builds=True,
         compose=True,
+        mounts=mounted.offered(daemon, address),
     )
 
 

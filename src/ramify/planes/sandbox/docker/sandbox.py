@@ -45,7 +45,7 @@ class DockerSandbox:
         plan: Plan,
         link: Link,
         capabilities: Capabilities,
-        remove: Callable[[], None],
+        remove: Callable[[], Awaitable[None]],
         commit: Callable[[], Awaitable[SandboxImage]],
         adopt: Callable[[DockerSandbox], None],
     ) -> None:
@@ -154,6 +154,10 @@ class DockerSandbox:
         Raises: SandboxError (also where the image declares volumes), SandboxLostError.
         """
         link = self._alive()
+        if self.spec.mounts:
+            raise UnsupportedError(
+                "a sandbox with mounts cannot be frozen: an image holds nothing of what they show"
+            )
         self._frozen = True
         try:
             await self._settle(link, _SETTLE_SEC)
@@ -171,6 +175,8 @@ class DockerSandbox:
         allowlist = NetworkMode.ALLOWLIST in (own.network.mode, spec.network.mode)
         if own.network != spec.network or own.limits != spec.limits or allowlist:
             raise UnsupportedError("a container keeps its network and its limits")
+        if own.mounts or spec.mounts or own.read_only != spec.read_only:
+            raise UnsupportedError("a container keeps its mounts, and whether it can be written to")
         if self._plan.seat is not None or not spec.lockdown:
             raise UnsupportedError("only a container of its own can be locked down in place")
         self._frozen = self._ended = True
@@ -191,7 +197,8 @@ class DockerSandbox:
     async def teardown(self) -> None:
         """Kill everything inside, at once; the container's record is removed in the background.
 
-        Idempotent. `DockerProvider.aclose` waits for the removal.
+        Idempotent. `DockerProvider.aclose` waits for the removal; so does this where there are
+        mounts.
         """
         if self._ended:
             return
@@ -202,9 +209,11 @@ class DockerSandbox:
         except SandboxError:
             pass  # it is gone already, or hangs: removing it ends it either way
         finally:
-            self._remove()
+            removal = asyncio.ensure_future(self._remove())
             for part in (*self._forwards, *self._listeners, self._link):
                 await asyncio.shield(part.aclose())
+            if self.spec.mounts:  # their directories are the caller's from now on
+                await asyncio.wait([removal])
 
     async def _settle(self, link: Link, deadline_sec: float, *, lock: bool = False) -> None:
         """Kill every process but the supervisor, and take the privileges of what comes after.

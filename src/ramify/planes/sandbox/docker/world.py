@@ -42,10 +42,8 @@ from ramify.planes.sandbox.docker.networks import (
     make_network,
     remove_network,
 )
+from ramify.planes.sandbox.docker.owners import WORLD_LABEL
 from ramify.planes.sandbox.docker.runtime import Runtime, remove_volume
-
-WORLD_LABEL = "ramify.world"
-"""Label of what belongs to a Compose project: the name of its world."""
 
 _START_SEC = 120.0
 _UP_SEC = 900.0
