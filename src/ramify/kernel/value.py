@@ -22,7 +22,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from itertools import repeat
 from math import sqrt
+from operator import is_not
 
 from ramify.kernel.outline import Number, Outline, check_finite, outline
 from ramify.kernel.pooled import Pool, blue_weights, leaf_weights
@@ -138,7 +140,7 @@ class Values:
     @cached_property
     def sampled(self) -> bytearray:
         """1 for each edge that is a draw from the policy with a value, else 0."""
-        found = bytearray(v is not None for v in self.value)
+        found = bytearray(map(is_not, self.value, repeat(None)))
         parents = self.outline.parents
         found[0] = 0
         for node in (*self.outline.forced, *self.outline.enumerated):
@@ -192,7 +194,6 @@ def tree_values(
     work = _Pass(shape, returns, discount, estimator)
     if estimator is Estimator.CHILD_MEAN:
         work.means()
-        work.spreads()
     else:
         work.pooled()
     if len(shape) == 1 and work.value[0] is None:
@@ -247,26 +248,42 @@ class _Pass:
             flags[node] |= _SELECTED
 
     def means(self) -> None:
-        """Child means of all nodes, from the last to the first."""
-        value, count, flags, plain = self.value, self.count, self.flags, self.plain
+        """Child means and SE^2 of all nodes, from the last to the first.
+
+        Until its turn comes, a node holds the sum of its children's X and of their squared gaps.
+        The next X adds (n X - sum)^2 / (n (n + 1)) to those of n: one look at the parent does for
+        both, which is what costs where parents are anywhere in memory.
+        """
+        value, variance, count, plain = self.value, self.variance, self.count, self.plain
         parents = self.shape.parents
-        for node, parent, odd in zip(
-            range(len(parents) - 1, 0, -1), reversed(parents), reversed(flags), strict=False
+        for node, parent, v, n, odd in zip(  # read while they change: a parent's turn comes later
+            range(len(parents) - 1, 0, -1),
+            reversed(parents),
+            reversed(value),
+            reversed(count),
+            reversed(self.flags),
+            strict=False,
         ):
-            v = value[node]
             if v is None or odd:
                 v = self._odd(node, parent)
                 if v is None:
                     continue
-            else:
-                n = count[node]
-                if n > 1:
-                    v = value[node] = v / n
+            elif n > 1:
+                v = value[node] = v / n
+                variance[node] /= n * (n - 1)  # type: ignore[operator]  # n > 1: there is one
             if not plain:
                 v = self._arrival(node, v)
             n = count[parent]
-            value[parent] = value[parent] + v if n else v  # pyright: ignore[reportOperatorIssue] # n > 0: there is one
-            count[parent] = n + 1
+            if n:
+                total: Number = value[parent]  # type: ignore[assignment]  # n > 0: there is one
+                gap = n * v - total
+                gap *= gap / (n * (n + 1))
+                variance[parent] = gap if n == 1 else variance[parent] + gap  # type: ignore[operator]  # n > 1
+                value[parent] = total + v
+                count[parent] = n + 1
+            else:
+                value[parent] = v
+                count[parent] = 1
         self._settle(0)
 
     def _odd(self, node: int, parent: int) -> Number | None:
@@ -296,10 +313,10 @@ class _Pass:
         return self.shape.rewards.get(node, 0) + self.discount * v
 
     def _settle(self, node: int) -> None:
-        """Make the sum that has come together at a node into its value."""
-        v, n = self.value[node], self.count[node]
-        if v is not None and n > 1:
-            self.value[node] = v / n
+        """Make the sums that have come together at a node into its value and SE^2."""
+        v, gaps, n = self.value[node], self.variance[node], self.count[node]
+        if v is not None and gaps is not None:
+            self.value[node], self.variance[node] = v / n, gaps / (n * (n - 1))
         if self.flags[node] & _CHOICE:
             self._choose(node)
 
@@ -319,43 +336,25 @@ class _Pass:
             raise ValueError(f"priors of the options at node {node} add up to {float(whole):g}")
         mass = sum(priors[c] for c, _ in known)
         if not mass:
-            self.value[node], self.count[node] = None, 0
+            self.value[node], self.variance[node], self.count[node] = None, None, 0
             return
         if mass < 1 - _SURE:
             self.flags[node] |= _PARTIAL
         shares = {c: priors[c] / mass for c, _ in known}
         self.options[node] = shares
         self.value[node] = sum(shares[c] * self._arrival(c, v) for c, v in known)
+        self.variance[node] = self._through(shares)
         self.count[node] = len(known)
 
-    def spreads(self) -> None:
-        """SE^2 of all nodes: between sampled children, then through enumerated options."""
-        value, variance, count, flags = self.value, self.variance, self.count, self.flags
-        options = self.options
-        for node, (parent, v, odd) in enumerate(zip(self.shape.parents, value, flags, strict=True)):
-            n = count[parent]
-            if n < 2 or v is None or not node or (odd and odd & _OFF_POLICY):
-                continue
-            if options and parent in options:
-                continue
-            mean = value[parent]
-            assert mean is not None
-            gap = (v if self.plain else self._arrival(node, v)) - mean
-            gap *= gap / (n * (n - 1))
-            before = variance[parent]
-            variance[parent] = gap if before is None else before + gap
-        for node in sorted(options, reverse=True):
-            self._through(node)
-
-    def _through(self, node: int) -> None:
+    def _through(self, shares: Mapping[int, Number]) -> Number | None:
         """SE^2 of a node by that of its options: the sum of q^2 SE^2."""
         total: Number = 0
-        for child, share in self.options[node].items():
+        for child, share in shares.items():
             variance = self.variance[child]
             if variance is None:
-                return
+                return None
             total += (share * self.discount) ** 2 * variance
-        self.variance[node] = total
+        return total
 
     def pooled(self) -> None:
         """Weighted means of all nodes, from the last to the first (leaf mean and BLUE)."""
@@ -376,7 +375,6 @@ class _Pass:
             if self.flags[node] & _CHOICE and not by_leaf:
                 self._choose(node)
             if node in self.options:
-                self._through(node)
                 chosen = self.value[node]
                 assert chosen is not None
                 pools[node] = Pool(chosen, self.variance[node], None, len(self.options[node]))
