@@ -303,6 +303,16 @@ class Process(Protocol):
 
 
 @runtime_checkable
+class KnowsMemory(Protocol):
+    """A `Process` that can tell why it was killed."""
+
+    @property
+    def oom_killed(self) -> bool:
+        """Once `wait` has returned: whether the kernel killed something of it for memory."""
+        ...
+
+
+@runtime_checkable
 class Sandbox(Protocol):
     """An isolated file system and process space, alive until `teardown`.
 

@@ -147,6 +147,12 @@ class ChannelProcess:
         self._channel, self._pid, self._terminal = channel, pid, terminal
         self._stdin_open = True
         self._closed = False
+        self._oom_killed = False
+
+    @property
+    def oom_killed(self) -> bool:
+        """Once `wait` has returned: whether it was killed for memory."""
+        return self._oom_killed
 
     @property
     def pid(self) -> int:
@@ -184,7 +190,9 @@ class ChannelProcess:
 
     async def wait(self) -> int:
         """Exit code (128+n for signal n). Raises: SandboxLostError."""
-        code = _code(await self._channel.until("ended"))
+        event = await self._channel.until("ended")
+        self._oom_killed = event.get("oom") is True
+        code = _code(event)
         return 128 - code if code < 0 else code
 
     async def aclose(self) -> None:

@@ -207,7 +207,9 @@ class Runner:
         finally:
             for fd in theirs:
                 os.close(fd)
-        process = await started(job, request, ours, piped_terminal=pty is not None)
+        process = await started(
+            job, request, ours, piped_terminal=pty is not None, oom_kills=self._oom_kills
+        )
         self.keep(Spawned(job, process))
         return process
 

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import struct
+from collections.abc import Callable
 
 from ramify.contracts.errors import SandboxError, SandboxLostError
 from ramify.contracts.sandbox import PtySize
@@ -22,8 +23,10 @@ async def started(
     fds: tuple[int, int, int] | None,
     *,
     piped_terminal: bool = False,
+    oom_kills: Callable[[], int] = int,
 ) -> LocalProcess:
     """Wait until a command runs; owns `fds`. Raises SandboxError, SandboxLostError."""
+    kills = oom_kills()
     try:
         reply = await asyncio.shield(job.started)
         if reply.event == "lost":
@@ -37,7 +40,9 @@ async def started(
         if job.terminal >= 0:
             os.close(job.terminal)
         raise
-    return LocalProcess(job, reply.value, fds, piped_terminal=piped_terminal)
+    process = LocalProcess(job, reply.value, fds, piped_terminal=piped_terminal)
+    process.count_kills(oom_kills, kills)
+    return process
 
 
 class LocalProcess:
@@ -62,6 +67,8 @@ class LocalProcess:
         self._terminal = job.terminal if fds is None else fds[2] if piped_terminal else -1
         self._is_piped = piped_terminal
         self._err: FdReader | None = None
+        self._oom_kills: Callable[[], int] = int
+        self._kills_before = 0
         if fds is None:
             self._out, self._in = FdReader(job.terminal), FdWriter(os.dup(job.terminal))
             return
@@ -71,6 +78,15 @@ class LocalProcess:
                 os.set_blocking(fds[2], False)
         else:
             self._err = FdReader(fds[2])
+
+    def count_kills(self, oom_kills: Callable[[], int], before: int) -> None:
+        """Tell it how to count the kernel's kills for memory, and how many there were."""
+        self._oom_kills, self._kills_before = oom_kills, before
+
+    @property
+    def oom_killed(self) -> bool:
+        """Whether anything in the sandbox was killed for memory since it was started."""
+        return self._oom_kills() > self._kills_before
 
     @property
     def is_terminal(self) -> bool:
