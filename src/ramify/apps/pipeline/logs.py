@@ -139,7 +139,7 @@ class CombinedLog:
 
     def end_line(self) -> None:
         """What comes next begins on a line of its own."""
-        if self._recent and self._recent[-1:] != b"\n":
+        if self._recent and not self._recent.endswith(b"\n"):
             self.write(b"\n")
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -145,6 +146,8 @@ def _put_back(copy: Path, changed: dict[str, TreeEntry | None], contents: dict[s
             continue
         target = copy / path
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            shutil.rmtree(target)
         if entry.mode == _LINK:
             os.symlink(os.fsdecode(contents[entry.oid]), target)
             continue
