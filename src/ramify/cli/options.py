@@ -67,6 +67,19 @@ def model_options(function: _C) -> _C:
     return function
 
 
+def rubric_options(function: _C) -> _C:
+    """How rewards are computed, other than by the tasks' own tests."""
+    for option in (
+        click.option("--judge-base-url", metavar="URL", help="The judge's endpoint, up to /v1."),
+        click.option("--judge-model", metavar="PROVIDER/NAME",
+                     help="The model that judges, where one does."),
+        click.option("--rubric", metavar="PLACE",
+                     help="Score with this rubric: file.py:name or package.module:name."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
 tasks_argument = click.argument("tasks", default=DEFAULT_TASKS, metavar="[TASKS]")
 """A task directory, a directory of them, or a taskset's name."""
 

@@ -14,7 +14,13 @@ import click
 import msgspec
 
 from ramify.cli.main import FAILED, INFRASTRUCTURE, INTERRUPTED
-from ramify.cli.options import model_options, pairs, task_options, tasks_argument
+from ramify.cli.options import (
+    model_options,
+    pairs,
+    rubric_options,
+    task_options,
+    tasks_argument,
+)
 from ramify.cli.present import console, error_lines, is_terminal, results_table, summary_lines
 from ramify.cli.progress import Progress
 from ramify.contracts.config import RolloutConfig, Sampling
@@ -62,6 +68,7 @@ _SECOND_INTERRUPT_SEC = 1.5
 @click.option("--fail-under", type=float, help="Exit with 1 if the mean reward is below this.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR",
               help="Run directory (default: runs/<taskset>-<agent>-<hash>).")  # fmt: skip
+@rubric_options
 @task_options
 def command(
     tasks: str,
@@ -89,6 +96,9 @@ def command(
     timeout_multiplier: float,
     fail_under: float | None,
     out: Path | None,
+    rubric: str | None,
+    judge_model: str | None,
+    judge_base_url: str | None,
     limit: int | None,
     task_id: tuple[str, ...],
     taskset_option: tuple[str, ...],
@@ -122,6 +132,8 @@ def command(
         taskset_options=pairs(taskset_option, "-T"),
         model=model,
         base_url=base_url,
+        judge_model=judge_model,
+        judge_base_url=judge_base_url,
         model_options=pairs(model_option, "-M"),
         rollout=RolloutConfig(
             max_turns=max_turns,
@@ -134,20 +146,32 @@ def command(
     )
     with asyncio.Runner() as runner:
         try:
-            return runner.run(_run(tasks, agent, sandbox, options, as_json, fail_under))
+            return runner.run(_run(tasks, agent, sandbox, rubric, options, as_json, fail_under))
         except asyncio.CancelledError:  # the second interrupt
             return INTERRUPTED
 
 
 async def _run(
-    tasks: str, agent: str, sandbox: str, options: RunOptions, as_json: bool, least: float | None
+    tasks: str,
+    agent: str,
+    sandbox: str,
+    rubric: str | None,
+    options: RunOptions,
+    as_json: bool,
+    least: float | None,
 ) -> int:
     cancel = Cancellation()
     _listen_for_interrupts(cancel)
     progress = Progress(console(stderr=as_json), live=is_terminal() and not as_json)
     results: list[RolloutResult] = []
     async with open_job(
-        tasks, agent=agent, sandbox=sandbox, options=options, observers=[progress], cancel=cancel
+        tasks,
+        agent=agent,
+        sandbox=sandbox,
+        reward=rubric,
+        options=options,
+        observers=[progress],
+        cancel=cancel,
     ) as (job, path):
         progress.job = job
         async with progress.shown():

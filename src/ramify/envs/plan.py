@@ -164,11 +164,6 @@ class PlannedTask:
         """What scores the end of a rollout."""
         return self.rewards[self.isolation]
 
-    @property
-    def described(self) -> bool:
-        """Whether that says what it is made of."""
-        return isinstance(self.final, Described)
-
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
@@ -223,27 +218,9 @@ async def plan_run(
     )
     scorer = None if reward is None else load_reward(reward, judge)
     scorers = Scorers(scorer, judge)
-    can = provider.capabilities()
-    chosen = _choose(taskset, options)
-    planned: dict[str, PlannedTask] = {}
-    lacking: set[str] = set()
-    for given in chosen:
-        task = _as_run(given, actor, options)
-        check_verifiers(task, provider.name, can)
-        wanted = compose.sandbox_spec(task, provider.name, can, options.image)
-        spec, missing = compose.enforced(wanted, can)
-        if options.branch is not None and can.snapshot == "live":
-            spec = msgspec.structs.replace(spec, live=True)
-        lacking.update(missing)
-        level = _isolation(task, can, options)
-        entry = PlannedTask(task, spec, level, scorers.of(task, level))
-        compares_siblings(task, entry.final)  # refuses what cannot be, before anything starts
-        planned[task.task_id] = entry
+    planned, lacking = _plan_tasks(taskset, actor, provider, scorers, options)
     config = _config(taskset.taskset_id, planned, actor, model, provider, options)
-    if scorer is not None:
-        config["reward"] = describe_reward(scorer, reward if isinstance(reward, str) else None)
-    elif written := {k: describe_reward(e.final) for k, e in planned.items() if e.described}:
-        config["reward"] = written
+    config["reward"] = _described(planned, scorer, reward)
     if judge is not None:
         config["judge"] = {"model": judge.name, "base_url": options.judge_base_url}
     config_hash = hashlib.blake2b(msgspec.json.encode(config, order="deterministic"), digest_size=8)
@@ -273,11 +250,7 @@ async def plan_run(
             tasks=_place(tasks),
         ),
         config=redactor.clean(config),
-        versions={
-            "ramify": version("ramify"),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-        },
+        versions=versions(),
         git=await _git_state(),
         argv=tuple(redactor.clean(list(sys.argv))),
     )
@@ -285,6 +258,33 @@ async def plan_run(
     return RunPlan(
         job, record, path, planned, actor, model, provider, options, judge, sorted(lacking)
     )
+
+
+def _plan_tasks(
+    taskset: Taskset,
+    actor: Agent,
+    provider: SandboxProvider,
+    scorers: Scorers,
+    options: RunOptions,
+) -> tuple[dict[str, PlannedTask], set[str]]:
+    """Each task by id, and the limits that cannot be enforced. Raises UsageError."""
+    can = provider.capabilities()
+    chosen = _choose(taskset, options)
+    planned: dict[str, PlannedTask] = {}
+    lacking: set[str] = set()
+    for given in chosen:
+        task = _as_run(given, actor, options)
+        check_verifiers(task, provider.name, can)
+        wanted = compose.sandbox_spec(task, provider.name, can, options.image)
+        spec, missing = compose.enforced(wanted, can)
+        if options.branch is not None and can.snapshot == "live":
+            spec = msgspec.structs.replace(spec, live=True)
+        lacking.update(missing)
+        level = _isolation(task, can, options)
+        entry = PlannedTask(task, spec, level, scorers.of(task, level))
+        compares_siblings(task, entry.final)  # refuses what cannot be, before anything starts
+        planned[task.task_id] = entry
+    return planned, lacking
 
 
 def _as_run(task: Task, agent: Agent, options: RunOptions) -> Task:
@@ -391,7 +391,6 @@ def _config(
         "agent_options": dict(options.agent_options),
         **(_model_config(model, options) if model else {}),
         "sandbox": provider.name,
-        "reward": None,
         "repeats": options.roots,
         "seed": options.seed,
         "shuffle": options.shuffle,
@@ -399,6 +398,27 @@ def _config(
         "isolation": options.isolation,
         "rollout": msgspec.to_builtins(options.rollout),
         **({"branch": options.branch, "fidelity": options.fidelity} if options.branch else {}),
+    }
+
+
+def _described(
+    planned: Mapping[str, PlannedTask],
+    scorer: Reward | None,
+    given: Reward | Callable[..., Any] | str | None,
+) -> Any:
+    """The rewards as they are written down: the caller's, or those of tasks that have a rubric."""
+    if scorer is not None:
+        return describe_reward(scorer, given if isinstance(given, str) else None)
+    rubrics = {key: one.final for key, one in planned.items() if isinstance(one.final, Described)}
+    return {key: describe_reward(rubric) for key, rubric in rubrics.items()} or None
+
+
+def versions() -> dict[str, str]:
+    """What a job was run with, by name."""
+    return {
+        "ramify": version("ramify"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
     }
 
 

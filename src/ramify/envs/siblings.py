@@ -120,6 +120,6 @@ class Siblings:
                 self.tasks[result.task_id].task,
                 self.around,
             )
-            for result in results
+            for result in sorted(results, key=lambda one: one.repeat)
             if comparable(result)
         ]
