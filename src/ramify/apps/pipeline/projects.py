@@ -9,6 +9,7 @@ import configparser
 import json
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -84,13 +85,13 @@ def _python(root: Path) -> Project | None:
 
 def _python_install(
     root: Path, pyproject: dict[str, Any], package: bool, requirements: list[str], wanted: list[str]
-) -> tuple[str, Any]:
+) -> tuple[str, Callable[[str], str]]:
     """The command that installs, and how a program of what it installed is called."""
     if (root / "uv.lock").is_file():
-        return "uv sync --frozen --all-extras", lambda command: f"uv run --frozen {command}"
+        return "uv sync --frozen --all-extras", "uv run --frozen {}".format
     if (root / "poetry.lock").is_file():
         install = "poetry check --lock\npoetry install --no-interaction --all-extras"
-        return install, lambda command: f"poetry run {command}"
+        return install, "poetry run {}".format
     lines = ['python3 -m venv "$TMPDIR/venv"']
     groups = [n for n in ("test", "tests", "dev") if n in _at(pyproject, "dependency-groups")][:1]
     if groups:  # an older pip knows nothing of groups
