@@ -9,7 +9,7 @@ import pytest
 from ramify.contracts.errors import ConfigError
 from ramify.contracts.sandbox import NetworkMode, NetworkPolicy, SandboxSpec
 from ramify.planes.sandbox.local import LocalProvider
-from ramify.planes.sandbox.local.mirrors import with_mirrors
+from ramify.planes.sandbox.mirrors import with_mirrors
 
 OPEN = NetworkPolicy(NetworkMode.OPEN)
 FETCH = "exec 3<>/dev/tcp/127.0.0.1/3128; printf 'CONNECT {} HTTP/1.1\\r\\n\\r\\n' >&3; head -1 <&3"

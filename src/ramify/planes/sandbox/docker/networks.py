@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+from ramify.contracts.errors import ConfigError
+from ramify.contracts.sandbox import NetworkMode, NetworkPolicy
 from ramify.planes.sandbox.docker.client import ApiError, EngineClient, Json
 from ramify.planes.sandbox.docker.containers import endpoint
 
@@ -15,6 +17,15 @@ _REMOVE_TRIES = 40
 _SUBNET_TRIES = 20
 _POOL = ipaddress.IPv4Network("10.128.0.0/9")
 _BITS = 26
+
+
+def check_policy(policy: NetworkPolicy) -> None:
+    """Raises: ConfigError (hosts are listed where the mode takes no list)."""
+    if policy.allowed_hosts and policy.mode is not NetworkMode.ALLOWLIST:
+        raise ConfigError(
+            f'allowed_hosts is set, but the mode is {policy.mode.value!r}; set mode = "allowlist"',
+            field="network",
+        )
 
 
 async def make_network(client: EngineClient, name: str, labels: Mapping[str, str]) -> str:
@@ -58,6 +69,12 @@ async def connect_networks(
     for network, aliases in networks:
         body = {"Container": container, "EndpointConfig": endpoint(aliases)}
         await client.call("POST", f"/networks/{network}/connect", "join a network", body=body)
+
+
+async def leave_bridge(client: EngineClient, container: str) -> None:
+    """Take a container off the bridge: its loopback is what it keeps. Raises: ApiError."""
+    body: Json = {"Container": container, "Force": True}
+    await client.call("POST", "/networks/bridge/disconnect", "leave the network", body=body)
 
 
 async def remove_network(client: EngineClient, name: str) -> bool:

@@ -32,10 +32,11 @@ from ramify.contracts.sandbox import (
 from ramify.planes.sandbox.docker.client import ApiError, Daemon, EngineClient
 from ramify.planes.sandbox.docker.images import PROVIDER, Images
 from ramify.planes.sandbox.docker.launch import Plan, launch, remove_container
+from ramify.planes.sandbox.docker.networks import check_policy, leave_bridge
 from ramify.planes.sandbox.docker.owners import Owner
 from ramify.planes.sandbox.docker.projects import Projects
 from ramify.planes.sandbox.docker.runtime import Runtime
-from ramify.planes.sandbox.docker.sandbox import DockerSandbox
+from ramify.planes.sandbox.docker.sandbox import DockerSandbox, Ties
 from ramify.planes.sandbox.docker.sweep import sweep
 from ramify.planes.sandbox.docker.watchdog import Watchdog
 from ramify.planes.sandbox.docker.world import World
@@ -246,7 +247,11 @@ class DockerProvider:
         def adopt(heir: DockerSandbox) -> None:
             self._sandboxes[plan.name] = heir
 
-        sandbox = DockerSandbox(plan, link, self.capabilities(), ended, commit, adopt)
+        async def cut_off() -> None:
+            await leave_bridge(session.client, plan.name)
+
+        ties = Ties(ended, commit, adopt, cut_off)
+        sandbox = DockerSandbox(plan, link, self.capabilities(), ties)
         adopt(sandbox)
         try:
             await sandbox.connect_proxy()
@@ -315,12 +320,7 @@ class DockerProvider:
                 f"this Docker daemon cannot limit {', '.join(sorted(missing))}"
                 + (" (disk limits need xfs with project quotas)" if "disk_mb" in missing else "")
             )
-        if spec.network.allowed_hosts and spec.network.mode is not NetworkMode.ALLOWLIST:
-            raise ConfigError(
-                f"allowed_hosts is set, but the mode is {spec.network.mode.value!r}; "
-                'set mode = "allowlist"',
-                field="network",
-            )
+        check_policy(spec.network)
 
 
 async def _open_overlays(client: EngineClient, plan: Plan) -> None:

@@ -17,6 +17,7 @@ from ramify.contracts.sandbox import (
     Endpoint,
     ExecResult,
     NetworkMode,
+    NetworkPolicy,
     Process,
     PtySize,
     SandboxImage,
@@ -27,33 +28,38 @@ from ramify.contracts.sandbox import (
 from ramify.contracts.streams import ConnectionHandler, Listener
 from ramify.planes.sandbox.docker.launch import LOCKDOWN_NUMBERS, Plan
 from ramify.planes.sandbox.docker.link import Link
-from ramify.planes.sandbox.proxy import PROXY_PORT, EgressProxy
+from ramify.planes.sandbox.docker.networks import check_policy
+from ramify.planes.sandbox.gate import Gate
 
 _SETTLE_SEC = 15.0
 _TEARDOWN_SEC = 2.0
 
 
-class DockerSandbox:
-    """One container. Made by `DockerProvider.create`.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ties:
+    """What a sandbox has its provider do.
 
     `remove` removes the container, `commit` turns it into an image, `adopt` notes that another
-    object stands for it from now on.
+    object stands for it from now on, `cut_off` takes it off the bridge.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        link: Link,
-        capabilities: Capabilities,
-        remove: Callable[[], Awaitable[None]],
-        commit: Callable[[], Awaitable[SandboxImage]],
-        adopt: Callable[[DockerSandbox], None],
-    ) -> None:
+    remove: Callable[[], Awaitable[None]]
+    commit: Callable[[], Awaitable[SandboxImage]]
+    adopt: Callable[[DockerSandbox], None]
+    cut_off: Callable[[], Awaitable[None]]
+
+
+class DockerSandbox:
+    """One container. Made by `DockerProvider.create`."""
+
+    def __init__(self, plan: Plan, link: Link, capabilities: Capabilities, ties: Ties) -> None:
         self._plan, self._link, self._capabilities = plan, link, capabilities
-        self._remove, self._commit, self._adopt = remove, commit, adopt
+        self._ties = ties
         self._forwards: list[streams.PortForward] = []
         self._listeners: list[streams.ChannelListener] = []
-        self._proxy_env: dict[str, str] = {}
+        peers = plan.seat.peers if plan.seat is not None else ()
+        self._gate = Gate(self.serve_in, peers)
+        self._on_bridge = plan.spec.network.mode is NetworkMode.OPEN
         self._frozen = False
         self._ended = False
 
@@ -70,12 +76,27 @@ class DockerSandbox:
     async def connect_proxy(self) -> None:
         """Give an allow-listed sandbox its only way out. Called once, by the provider."""
         if self.spec.network.mode is NetworkMode.ALLOWLIST:
-            await self.serve_in(PROXY_PORT, EgressProxy(self.spec.network).handle)
-            url = f"http://127.0.0.1:{PROXY_PORT}"
-            names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-            peers = self._plan.seat.peers if self._plan.seat is not None else ()
-            local = ",".join(("localhost", "127.0.0.1", "::1", *peers))
-            self._proxy_env = dict.fromkeys(names, url) | {"no_proxy": local, "NO_PROXY": local}
+            await self._gate.set(self.spec.network)
+
+    async def reconnect(self, policy: NetworkPolicy) -> None:
+        """From now on the inside reaches what `policy` allows; see the contract.
+
+        What is `open` from the start is a network, which is left for good when the policy changes;
+        what opens later is a proxy for HTTP(S), as in a `local` sandbox.
+
+        Raises: UnsupportedError (in a Compose project), ConfigError, SandboxError,
+        SandboxLostError.
+        """
+        self._alive()
+        check_policy(policy)
+        if policy == (self.spec.network if self._on_bridge else self._gate.policy):
+            return
+        if self._plan.seat is not None:
+            raise UnsupportedError("the network of a Compose project stays as it began")
+        if self._on_bridge:
+            await self._ties.cut_off()
+            self._on_bridge = False
+        await self._gate.set(policy)
 
     async def exec(
         self,
@@ -161,7 +182,7 @@ class DockerSandbox:
         self._frozen = True
         try:
             await self._settle(link, _SETTLE_SEC)
-            return await self._commit()
+            return await self._ties.commit()
         finally:
             await self.teardown()
 
@@ -173,7 +194,9 @@ class DockerSandbox:
         """
         link, own = self._alive(), self.spec
         allowlist = NetworkMode.ALLOWLIST in (own.network.mode, spec.network.mode)
-        if own.network != spec.network or own.limits != spec.limits or allowlist:
+        changed = allowlist or self._gate.policy.mode is not NetworkMode.NONE
+        changed = changed or self._on_bridge != (own.network.mode is NetworkMode.OPEN)
+        if own.network != spec.network or own.limits != spec.limits or changed:
             raise UnsupportedError("a container keeps its network and its limits")
         if own.mounts or spec.mounts or own.read_only != spec.read_only:
             raise UnsupportedError("a container keeps its mounts, and whether it can be written to")
@@ -181,10 +204,9 @@ class DockerSandbox:
             raise UnsupportedError("only a container of its own can be locked down in place")
         self._frozen = self._ended = True
         heir = DockerSandbox(
-            dataclasses.replace(self._plan, spec=spec),
-            link, self._capabilities, self._remove, self._commit, self._adopt,
-        )  # fmt: skip
-        self._adopt(heir)
+            dataclasses.replace(self._plan, spec=spec), link, self._capabilities, self._ties
+        )
+        self._ties.adopt(heir)
         try:
             await self._settle(link, _SETTLE_SEC, lock=True)
             for part in (*self._forwards, *self._listeners):
@@ -209,7 +231,7 @@ class DockerSandbox:
         except SandboxError:
             pass  # it is gone already, or hangs: removing it ends it either way
         finally:
-            removal = asyncio.ensure_future(self._remove())
+            removal = asyncio.ensure_future(self._ties.remove())
             for part in (*self._forwards, *self._listeners, self._link):
                 await asyncio.shield(part.aclose())
             if self.spec.mounts:  # their directories are the caller's from now on
@@ -251,7 +273,7 @@ class DockerSandbox:
             argv=commands.argv_of(command),
             user=user or spec.user or image.user or "root",
             cwd=cwd or spec.workdir or image.workdir or "/",
-            env={**self._proxy_env, **image.env, **spec.env, **(env or {})},
+            env={**self._gate.env, **image.env, **spec.env, **(env or {})},
         )
 
 

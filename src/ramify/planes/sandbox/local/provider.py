@@ -33,7 +33,6 @@ from ramify.planes.sandbox.local.images import LocalImages
 from ramify.planes.sandbox.local.inodes import keep_inodes
 from ramify.planes.sandbox.local.live import Lab, LiveSandbox, Upper
 from ramify.planes.sandbox.local.liveness import Liveness, try_capture
-from ramify.planes.sandbox.local.mirrors import with_mirrors
 from ramify.planes.sandbox.local.namespaces import FIRST_ID
 from ramify.planes.sandbox.local.nursery import Nursery
 from ramify.planes.sandbox.local.probe import Machine, Mode
@@ -42,9 +41,7 @@ from ramify.planes.sandbox.local.sandbox import Birth, LocalSandbox
 from ramify.planes.sandbox.local.wire import Message
 from ramify.planes.sandbox.mounting import UPPER, check_mounts, empty_scratch, make_scratch
 from ramify.planes.sandbox.nanny import DEFAULT_PATH
-from ramify.planes.sandbox.proxy import EgressProxy
 
-_PROXY_PORT = 3128
 _DEFAULT_PIDS = 1024
 
 
@@ -199,7 +196,7 @@ class LocalProvider:
         self._sandboxes[name] = sandbox
         try:
             if spec.network.mode is not NetworkMode.NONE:
-                await sandbox.serve_in(_PROXY_PORT, EgressProxy(with_mirrors(spec.network)).handle)
+                await sandbox.reconnect(spec.network)
             if live and image and image.live:
                 await live.bring_back(image)
         except BaseException:
@@ -359,11 +356,6 @@ class LocalProvider:
         env = {"RAMIFY_ROOT": ""}
         if ground.base is not None and ground.base.path_entries:
             env["PATH"] = ":".join((DEFAULT_PATH, *ground.base.path_entries))
-        if spec.network.mode is not NetworkMode.NONE:
-            proxy = f"http://127.0.0.1:{_PROXY_PORT}"
-            for name in ("http_proxy", "https_proxy"):
-                env[name] = env[name.upper()] = proxy
-            env["no_proxy"] = env["NO_PROXY"] = "localhost,127.0.0.1,::1"
         return {**env, **ground.image.env, **spec.env}
 
     def _drop_later(self, store: LayerStore, scratch: Scratch) -> None:

@@ -14,6 +14,7 @@ from ramify.contracts.sandbox import (
     Capabilities,
     Endpoint,
     ExecResult,
+    NetworkPolicy,
     Process,
     PtySize,
     SandboxImage,
@@ -22,6 +23,7 @@ from ramify.contracts.sandbox import (
     TransferReport,
 )
 from ramify.contracts.streams import ConnectionHandler, Listener
+from ramify.planes.sandbox.gate import Gate
 from ramify.planes.sandbox.local import cgroups, network, transfer
 from ramify.planes.sandbox.local.commands import Pipes, Runner, RunOptions
 from ramify.planes.sandbox.local.control import Control
@@ -64,6 +66,7 @@ class LocalSandbox:
             birth.control, birth.null, self._oom_kills, self._disk_kills, birth.pipes
         )
         self._servers: list[network.Server] = []
+        self._gate = Gate(self.serve_in)
         self._exposed: dict[int, Endpoint] = {}
         self._ending: asyncio.Task[SandboxImage | None] | None = None
         self._kept = False
@@ -152,6 +155,16 @@ class LocalSandbox:
         self._servers.append(server)
         return server
 
+    async def reconnect(self, policy: NetworkPolicy) -> None:
+        """From now on the inside reaches what `policy` allows; see the contract.
+
+        Whatever the policy was, connections of another one are cut.
+        """
+        self.check_alive()
+        if self._birth.capabilities.isolation == "none":
+            raise UnsupportedError("this sandbox shares the network of the host")
+        await self._gate.set(policy)
+
     async def freeze(self) -> SandboxImage:
         """Kill every process inside, then turn the file system into an image; see the contract."""
         self.check_alive()
@@ -217,7 +230,7 @@ class LocalSandbox:
             argv,
             user if user is not None else self._birth.user,
             self._birth.locate(place),
-            {**self._birth.env, **(env or {})},
+            {**self._gate.env, **self._birth.env, **(env or {})},
         )
 
     def _oom_kills(self) -> int:
