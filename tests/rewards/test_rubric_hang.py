@@ -140,8 +140,9 @@ async def test_threads_that_are_written_off_are_bounded_and_given_back(ctx, gate
     assert refused.errors == {"fn": "TooManyHangError: not called: 2 earlier calls still hang"}
     gate.set()
     async with asyncio.timeout(60):
-        while (result := await rubric.score(leaf("x"), ctx)).reward is None:
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 (no event tells that a thread has ended)
+        # No event tells that a thread has ended.
+        while (result := await rubric.score(leaf("x"), ctx)).reward is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     assert result.reward == 1.0
 
 
