@@ -310,6 +310,11 @@ def test_report(format_name: str, data: bytes) -> SuiteReport:
     return load_function("ramify.planes.reward.reports.parse:parse_report")(format_name, data)
 
 
+def tail_text(data: bytes) -> str:
+    """The last 200 lines of hostile output (2000 bytes each, 64 KiB), safe to show."""
+    return load_function("ramify.planes.sandbox.capture:tail_text")(data)
+
+
 def function_reward(function: Callable[..., Any]) -> Reward:
     """A plain function as a reward; its arguments are injected."""
     return load("rewards", "function")(function)
