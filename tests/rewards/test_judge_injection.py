@@ -88,7 +88,7 @@ WEAKENED: dict[str, tuple[str, Callable[..., object], tuple[str, ...]]] = {
     ),
     "no bound": (
         "_bounded",
-        lambda text, limit: ([judge_fence.plain(text)], 0),
+        lambda text, mark, limit: ([judge_fence._barred(text, mark)], 0),
         ("long padding", "padding of what is spelled out", "many lines"),
     ),
 }  # fmt: skip

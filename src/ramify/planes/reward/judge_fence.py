@@ -41,12 +41,13 @@ class Fenced:
 def fence(name: str, text: str, mark: str, limit: int) -> Fenced:
     """Put a text between two lines with a mark; `limit` is how many characters are kept.
 
-    What counts is how it is shown: what is spelled out is longer. Of a longer text the head and
-    the tail are kept, with a line between them, outside of the bars, that says how much is missing.
+    What counts is how it is shown, bars and what is spelled out included. Of a longer text the head
+    and the tail are kept, with a line between them, outside of the bars, that says how much is
+    missing.
     """
-    parts, cut = _bounded(text, limit)
+    parts, cut = _bounded(text, mark, limit)
     gap = f"[{mark}: about {cut} characters are left out here, {name} goes on]"
-    body = f"\n{gap}\n".join(_barred(part, mark) for part in parts)
+    body = f"\n{gap}\n".join(parts)
     return Fenced(f"[{mark}: begin {name}]\n{body}\n[{mark}: end {name}]", cut)
 
 
@@ -61,22 +62,26 @@ def plain(text: str) -> str:
     return _TEMPLATE.sub(lambda match: _spelled(match[0]), text)
 
 
-def _barred(text: str, mark: str) -> str:
-    text = text.replace(mark, "(mark)")
-    return "\n".join(f"{_BAR}{line}" for line in text.split("\n"))
-
-
-def _bounded(text: str, limit: int) -> tuple[list[str], int]:
+def _bounded(text: str, mark: str, limit: int) -> tuple[list[str], int]:
+    """The text behind bars, in one part or in two, and how much is missing between them."""
     head_size = (limit + 1) // 2
     tail_size = limit - head_size
     if len(text) <= 2 * limit:
-        shown = plain(text)
+        shown = _barred(text, mark)
         if len(shown) <= limit:
             return [shown], 0
-        return [shown[:head_size], shown[len(shown) - tail_size :]], len(shown) - limit
-    head, tail = plain(text[:limit]), plain(text[-limit:])
-    cut = len(text) - 2 * limit + len(head) + len(tail) - limit
-    return [head[:head_size], tail[len(tail) - tail_size :]], cut
+        head = tail = shown
+        missing = len(shown) - limit
+    else:
+        head, tail = _barred(text[:limit], mark), _barred(text[-limit:], mark)
+        missing = len(text) - 2 * limit + len(head) + len(tail) - limit
+    # Wherever the tail was cut, it begins behind a bar.
+    return [head[:head_size], _BAR + tail[len(tail) - tail_size :]], missing
+
+
+def _barred(text: str, mark: str) -> str:
+    lines = plain(text).replace(mark, "(mark)").split("\n")
+    return "\n".join(f"{_BAR}{line}" for line in lines)
 
 
 def _seen(char: str) -> str:
