@@ -1,4 +1,4 @@
-"""One command in the sandbox of a run: started, drained, stopped in time, and nothing of it left."""
+"""One command in the sandbox of a run: started, drained, stopped in time, nothing left of it."""
 
 from __future__ import annotations
 

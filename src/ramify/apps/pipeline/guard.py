@@ -43,7 +43,8 @@ class Guarded(NamedTuple):
     """What a guard compares with.
 
     `files` are the paths that nobody may touch, `directories` everything above them, `writable`
-    the directories that steps may write to as they like.
+    the directories that steps may write to as they like. `shift` is how much higher the owner and
+    group of what they wrote are here than inside.
     """
 
     repo: Path
@@ -52,6 +53,7 @@ class Guarded(NamedTuple):
     directories: frozenset[str]
     exclude: bytes = b""
     writable: tuple[str, ...] = ()
+    shift: tuple[int, int] = (0, 0)
 
 
 class _Level(NamedTuple):
@@ -162,22 +164,19 @@ class _Walk:
         except OSError:
             return "write"
         same = before.st_size == facts.st_size and before.st_mtime_ns == facts.st_mtime_ns
-        bits = (before.st_mode, before.st_uid, before.st_gid)
-        changed = bits != (facts.st_mode, facts.st_uid, facts.st_gid)
-        return "mode" if same and changed else "write"
+        return "mode" if same and _access(before) != self._access(facts) else "write"
 
     def _mode(self, path: str, facts: os.stat_result) -> Iterator[Change]:
         try:
             before = os.lstat(self._what.repo / path)
         except OSError:
             return
-        now = (facts.st_mode, facts.st_uid, facts.st_gid)
-        if path in self._what.directories and now != (
-            before.st_mode,
-            before.st_uid,
-            before.st_gid,
-        ):
+        if path in self._what.directories and self._access(facts) != _access(before):
             yield Change(path, "mode")
+
+    def _access(self, facts: os.stat_result) -> tuple[int, int, int]:
+        user, group = self._what.shift
+        return facts.st_mode, facts.st_uid - user, facts.st_gid - group
 
     def _in_repo(self, path: str) -> bool:
         return os.path.lexists(self._what.repo / path)
@@ -221,6 +220,10 @@ class _Walk:
                 return True
             place = place.rpartition("/")[0]
         return False
+
+
+def _access(facts: os.stat_result) -> tuple[int, int, int]:
+    return facts.st_mode, facts.st_uid, facts.st_gid
 
 
 def _read_rules(directory: int) -> bytes | None:

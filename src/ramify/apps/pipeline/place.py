@@ -1,0 +1,212 @@
+"""The sandbox of a run: what it is made of, what steps see of this machine, whom they run as."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ramify import compose
+from ramify.apps.pipeline.git import find_git
+from ramify.apps.pipeline.layout import RunDirectory, redirects
+from ramify.apps.pipeline.records import NetworkWish, PipelineSpec, StepSpec
+from ramify.contracts.errors import ConfigError, UnsupportedError
+from ramify.contracts.frozen import Reconnects
+from ramify.contracts.sandbox import (
+    Capabilities,
+    Mount,
+    NetworkMode,
+    NetworkPolicy,
+    Sandbox,
+    SandboxProvider,
+    SandboxSpec,
+)
+
+DEFAULT_IMAGE = "debian:bookworm-slim"
+HOST = "host"
+_REPO_SCRATCH = "repo"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_HOSTS = "RAMIFY_PACKAGE_HOSTS"
+_INDEXES = (
+    "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX",
+    "npm_config_registry", "NPM_CONFIG_REGISTRY", "YARN_REGISTRY", "CARGO_REGISTRY_INDEX",
+    "GOPROXY",
+)  # fmt: skip
+
+
+def network_wish(step: StepSpec) -> NetworkWish:
+    """What a step may reach: what it says, else everything for `install` and nothing for others."""
+    return step.network or ("full" if step.name == "install" else "none")
+
+
+def network_policy(wish: NetworkWish, env: Mapping[str, str]) -> NetworkPolicy:
+    """The policy that a wish stands for.
+
+    `packages` lets steps reach the hosts that `RAMIFY_PACKAGE_HOSTS` lists, and those of the
+    package indexes that variables of theirs name.
+
+    Raises: ConfigError (`packages`, and no host is known).
+    """
+    if wish == "full":
+        return NetworkPolicy(NetworkMode.OPEN)
+    if wish == "none":
+        return NetworkPolicy()
+    hosts = [host.strip() for host in env.get(_HOSTS, "").split(",")]
+    for name in _INDEXES:
+        urls = env.get(name, "").replace(",", " ").split()
+        hosts += [urlsplit(url).hostname or "" for url in urls]
+    allowed = tuple(sorted(set(filter(None, hosts))))
+    if not allowed:
+        raise ConfigError(
+            f"no package host is known; list them in {_HOSTS}, or give steps one of "
+            f"{', '.join(_INDEXES[:3])}, ... with `pass_env` or `env`",
+            field="network: packages",
+        )
+    return NetworkPolicy(NetworkMode.ALLOWLIST, allowed)
+
+
+def step_environment(
+    spec: PipelineSpec, repo: Path, host: Mapping[str, str], *, host_root: bool
+) -> dict[str, str]:
+    """The variables of all steps: nothing of the host's but what the pipeline names.
+
+    Raises: ConfigError (a secret that the host does not have).
+    """
+    env = redirects(str(repo))
+    if host_root:
+        env["PATH"] = host.get("PATH") or _PATH
+    env |= {name: host[name] for name in spec.pass_env if name in host}
+    missing = [name for name in spec.secrets if not host.get(name)]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set", field="secrets"
+        )
+    env |= {name: host[name] for name in spec.secrets}
+    return {**env, **spec.env}
+
+
+def sandbox_spec(
+    spec: PipelineSpec, repo: Path, source: Path, run: RunDirectory, provider: SandboxProvider,
+    network: NetworkPolicy,
+) -> SandboxSpec:  # fmt: skip
+    """What the sandbox is made from. `source` is what steps see at `repo`.
+
+    Makes the scratch directories of its mounts.
+
+    Raises: UnsupportedError (the provider cannot mount, or lacks an image), ConfigError.
+    """
+    can = provider.capabilities()
+    needed = {"rw", "ro"} if spec.repo_write == "deny" else {"rw", "cow"}
+    if missing := sorted(needed - can.mounts):
+        raise UnsupportedError(
+            f"the {provider.name} sandbox has no {' or '.join(missing)} mounts here; "
+            "use --sandbox local or --sandbox docker"
+        )
+    host_root = spec.image is None and can.host_root
+    made = SandboxSpec(
+        image=None if host_root else spec.image or DEFAULT_IMAGE,
+        host_root=host_root,
+        user=_user(repo, can),
+        workdir=str(repo),
+        limits=spec.limits,
+        network=network,
+        lockdown=can.lockdown,
+        mounts=(*run.mounts(), *_repository(spec, repo, source, run)),
+        read_only=True,
+    )
+    kept, lacking = compose.enforced(made, can)
+    if lacking:
+        raise UnsupportedError(
+            f"the {provider.name} sandbox cannot limit {', '.join(lacking)} here; "
+            "leave that out of `limits`, or use --sandbox docker"
+        )
+    return kept
+
+
+def _repository(spec: PipelineSpec, repo: Path, source: Path, run: RunDirectory) -> list[Mount]:
+    found: list[Mount] = []
+    dirs = find_git(repo)
+    if dirs is not None and not dirs.common.is_relative_to(repo):
+        common = str(dirs.common.resolve())
+        found.append(Mount(common, common, "ro"))
+    if spec.repo_write == "deny":
+        found.append(Mount(str(source), str(repo), "ro"))
+        for number, place in enumerate(spec.writable):
+            below = source / place
+            if not below.is_dir() or below.resolve() != below:
+                raise ConfigError(
+                    f"{place!r} is no directory of the repository; make it, or use "
+                    "`repo_write: guard`",
+                    field="writable",
+                )
+            scratch = _fresh(run.work / f"writable-{number}")
+            found.append(Mount(str(below), str(repo / place), "cow", scratch))
+        return found
+    scratch = _fresh(run.work / _REPO_SCRATCH)
+    return [*found, Mount(str(source), str(repo), "cow", scratch)]
+
+
+def upper_of(run: RunDirectory) -> Path:
+    """Where what steps wrote over the repository lies."""
+    return run.work / _REPO_SCRATCH / "upper"
+
+
+def _fresh(place: Path) -> str:
+    place.mkdir(mode=0o711)
+    return str(place)
+
+
+def owner_of(repo: Path) -> tuple[int, int] | None:
+    """To whom the directories of a run are given, so that steps can write to them."""
+    facts = repo.stat()
+    return (facts.st_uid, facts.st_gid) if os.geteuid() == 0 else None
+
+
+def _user(repo: Path, can: Capabilities) -> str:
+    """Steps run as the owner of the repository: git and the files they make agree with it."""
+    if os.geteuid() != 0 and can.isolation == "namespaces":
+        return "0:0"  # root inside is whoever runs this
+    facts = repo.stat()
+    return f"{facts.st_uid}:{facts.st_gid}"
+
+
+def check_networks(
+    wishes: set[NetworkWish], env: Mapping[str, str], can: Capabilities, provider: str
+) -> dict[NetworkWish, NetworkPolicy]:
+    """The policies of all steps, before any of them runs.
+
+    Raises: UnsupportedError (the provider cannot enforce one), ConfigError.
+    """
+    policies = {wish: network_policy(wish, env) for wish in wishes}
+    lacking = sorted({p.mode for p in policies.values()} - can.network)
+    if lacking:
+        raise UnsupportedError(
+            f"the {provider} sandbox has no network `{lacking[0]}` here; change `network:`"
+        )
+    return policies
+
+
+async def connect(sandbox: Sandbox, policy: NetworkPolicy) -> None:
+    """Let a sandbox reach what `policy` allows from now on.
+
+    Raises: UnsupportedError (its network cannot be changed), SandboxError.
+    """
+    if not isinstance(sandbox, Reconnects):
+        raise UnsupportedError(
+            "the network of this sandbox cannot be changed between steps; give all steps the same "
+            "`network:`, or use --sandbox local"
+        )
+    await sandbox.reconnect(policy)
+
+
+def platform_name(spec: SandboxSpec) -> str:
+    """The image as the manifest names it."""
+    return HOST if spec.host_root else spec.image or ""
+
+
+def spec_bytes(spec: PipelineSpec) -> bytes:
+    """A pipeline that did not come from a file, as bytes to be hashed."""
+    return msgspec.json.encode(spec, order="deterministic")
