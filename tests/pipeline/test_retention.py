@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ramify.apps.pipeline.retention import Swept, held_run, sweep
+from ramify.apps.pipeline.removal import in_use
+from ramify.apps.pipeline.retention import Swept, belongs_to, sweep
 
 NOW = 1_700_000_000.0
 GIB = 1024**3
@@ -20,6 +21,7 @@ def make_run(
     (run / "logs").mkdir(parents=True)
     if size:
         (run / "logs" / "combined.log").write_bytes(os.urandom(size))
+    belongs_to(run, artifacts / "repository")
     if finished:
         (run / "manifest.json").write_text("{}")
         os.utime(run / "manifest.json", (NOW - age_sec, NOW - age_sec))
@@ -28,7 +30,7 @@ def make_run(
 
 
 def swept(artifacts: Path, *, runs: int = 20, size: int = 10 * GIB) -> Swept:
-    return sweep(artifacts, keep_runs=runs, keep_bytes=size, now=NOW)
+    return sweep(artifacts, artifacts / "repository", keep_runs=runs, keep_bytes=size, now=NOW)
 
 
 def left(artifacts: Path) -> set[str]:
@@ -45,6 +47,15 @@ def test_the_newest_runs_are_kept(tmp_path: Path) -> None:
     assert swept(tmp_path, runs=4) == Swept(("r4", "r5"))
     assert left(tmp_path) == {"r0", "r1", "r2", "r3"}
     assert swept(tmp_path, runs=4) == Swept()
+
+
+def test_runs_of_other_repositories_are_left_alone(tmp_path: Path) -> None:
+    for n in range(3):
+        make_run(tmp_path, f"r{n}", age_sec=n * 10)
+    belongs_to(tmp_path / "runs" / "r2", tmp_path / "other")
+    (tmp_path / "runs" / "r1" / ".repository").unlink()
+    assert swept(tmp_path, runs=1) == Swept()
+    assert left(tmp_path) == {"r0", "r1", "r2"}
 
 
 def test_bytes_bound_what_is_kept_but_the_newest_stays(tmp_path: Path) -> None:
@@ -66,8 +77,8 @@ def test_a_running_run_is_never_taken(tmp_path: Path) -> None:
     run = make_run(tmp_path, "going", 9000, finished=False)
     code = (
         "import sys; from pathlib import Path\n"
-        "from ramify.apps.pipeline.retention import held_run\n"
-        "with held_run(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "from ramify.apps.pipeline.removal import in_use\n"
+        "with in_use(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -84,7 +95,7 @@ def test_a_running_run_is_never_taken(tmp_path: Path) -> None:
 
 def test_a_run_can_be_held_again(tmp_path: Path) -> None:
     run = make_run(tmp_path, "a", 9000, finished=False)
-    with held_run(run):
+    with in_use(run):
         assert swept(tmp_path) == Swept()
     assert swept(tmp_path).runs == ("a",)
 
