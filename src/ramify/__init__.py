@@ -48,6 +48,17 @@ if TYPE_CHECKING:
     from ramify.kernel.trajectory import Trajectory as Trajectory
     from ramify.kernel.tree import Tree as Tree
     from ramify.planes.reward.groups import RubricGroup as RubricGroup
+    from ramify.planes.reward.judge import Asking as Asking
+    from ramify.planes.reward.judge import Judge as Judge
+    from ramify.planes.reward.judge_cache import FileVerdicts as FileVerdicts
+    from ramify.planes.reward.judge_cache import MemoryVerdicts as MemoryVerdicts
+    from ramify.planes.reward.judge_calibration import LabelledExample as LabelledExample
+    from ramify.planes.reward.judge_calibration import calibrate as calibrate
+    from ramify.planes.reward.judge_panel import JudgePanel as JudgePanel
+    from ramify.planes.reward.judge_reward import JudgeReward as JudgeReward
+    from ramify.planes.reward.judge_scale import Criterion as Criterion
+    from ramify.planes.reward.judge_scale import Scale as Scale
+    from ramify.planes.reward.judge_verdict import Verdict as Verdict
     from ramify.planes.reward.parsers.base import Parser as Parser
     from ramify.planes.reward.parsers.boxed import extract_boxed_answer as extract_boxed_answer
     from ramify.planes.reward.parsers.json import JSONParser as JSONParser
@@ -85,6 +96,13 @@ _MODULES = {
     "kernel.trajectory": ("Trajectory",),
     "kernel.tree": ("Tree",),
     "planes.reward.groups": ("RubricGroup",),
+    "planes.reward.judge": ("Asking", "Judge"),
+    "planes.reward.judge_cache": ("FileVerdicts", "MemoryVerdicts"),
+    "planes.reward.judge_calibration": ("LabelledExample", "calibrate"),
+    "planes.reward.judge_panel": ("JudgePanel",),
+    "planes.reward.judge_reward": ("JudgeReward",),
+    "planes.reward.judge_scale": ("Criterion", "Scale"),
+    "planes.reward.judge_verdict": ("Verdict",),
     "planes.reward.parsers.base": ("Parser",),
     "planes.reward.parsers.boxed": ("extract_boxed_answer",),
     "planes.reward.parsers.json": ("JSONParser",),

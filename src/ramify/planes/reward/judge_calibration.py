@@ -18,7 +18,7 @@ from ramify.planes.reward.judge_verdict import Assessor, Verdict
 _PASS_FAIL = Scale(0, 1, {0: "fail", 1: "pass"})
 
 
-class Example(msgspec.Struct, frozen=True):
+class LabelledExample(msgspec.Struct, frozen=True):
     """Material, and the score from 0 to 1 that people gave it."""
 
     material: dict[str, str]
@@ -110,7 +110,7 @@ class CalibratedJudge:
 
 async def calibrate(
     judge: Assessor,
-    examples: Sequence[Example],
+    examples: Sequence[LabelledExample],
     *,
     fit: Fit | Literal["none"] = "none",
     scale: Scale = _PASS_FAIL,
@@ -148,7 +148,9 @@ async def calibrate(
     return _compared(judge.name, pairs, failed, fit, scale)
 
 
-async def _judged(judge: Assessor, example: Example, turn: asyncio.Semaphore) -> float | str:
+async def _judged(
+    judge: Assessor, example: LabelledExample, turn: asyncio.Semaphore
+) -> float | str:
     async with turn:
         try:
             return (await judge.assess(example.material)).score
