@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ramify.contracts.sandbox import SandboxSpec
+from ramify.contracts.errors import UnsupportedError
+from ramify.contracts.sandbox import Mount, SandboxSpec
 from ramify.testing.conformance_sandbox import SANDBOX_CHECKS, SandboxBench
 from ramify.testing.fakes import FakeProvider
 
@@ -25,3 +26,12 @@ CHECKS = {check.name: check for check in SANDBOX_CHECKS}
 )
 async def test_fake(name: str, tmp_path: Path) -> None:
     await CHECKS[name].run(SandboxBench(FakeProvider(), SandboxSpec(host_root=True), tmp_path))
+
+
+async def test_a_fake_has_no_mounts(tmp_path: Path) -> None:
+    for spec in (
+        SandboxSpec(host_root=True, mounts=(Mount(str(tmp_path), "/x"),)),
+        SandboxSpec(host_root=True, read_only=True),
+    ):
+        with pytest.raises(UnsupportedError, match="no such mounts"):
+            await FakeProvider().create(spec)

@@ -21,7 +21,11 @@ pytestmark = [
 ]
 
 # What depends on the root file system; the rest is checked on the host's root.
-CHECKS = [one for one in SANDBOX_CHECKS if one.name.startswith(("exec.", "isolation.", "life."))]
+CHECKS = [
+    one
+    for one in SANDBOX_CHECKS
+    if one.name.startswith(("exec.", "isolation.", "life.", "mounts."))
+]
 SPEC = SandboxSpec(image=os.environ.get("RAMIFY_TEST_IMAGE", "debian:bookworm"))
 
 

@@ -21,7 +21,9 @@ from ramify.testing.conformance_sandbox_exec import EXEC_CHECKS
 from ramify.testing.conformance_sandbox_isolation import ISOLATION_CHECKS
 from ramify.testing.conformance_sandbox_kill import KILL_CHECKS
 from ramify.testing.conformance_sandbox_life import LIFE_CHECKS
+from ramify.testing.conformance_sandbox_mounts import MOUNT_CHECKS
 from ramify.testing.conformance_sandbox_network import NETWORK_CHECKS
+from ramify.testing.conformance_sandbox_reconnect import RECONNECT_CHECKS
 from ramify.testing.conformance_sandbox_spawn import SPAWN_CHECKS
 from ramify.testing.conformance_sandbox_upload import UPLOAD_CHECKS
 from ramify.testing.sandbox_bench import SandboxBench
@@ -33,6 +35,8 @@ _PARTS = {
     "upload": UPLOAD_CHECKS,
     "download": DOWNLOAD_CHECKS,
     "network": NETWORK_CHECKS,
+    "reconnect": RECONNECT_CHECKS,
+    "mounts": MOUNT_CHECKS,
     "isolation": ISOLATION_CHECKS,
     "life": LIFE_CHECKS,
 }
@@ -42,6 +46,6 @@ SandboxCheck = Check[SandboxBench]
 SANDBOX_CHECKS: tuple[SandboxCheck, ...] = tuple(
     check.renamed(f"{part}.{check.name}") for part, checks in _PARTS.items() for check in checks
 )
-"""Every check of the contracts Sandbox, Process, Freezable and SandboxProvider."""
+"""Every check of the contracts Sandbox, Process, Freezable, Reconnects and SandboxProvider."""
 
 __all__ = ["SANDBOX_CHECKS", "SandboxBench", "SandboxCheck"]

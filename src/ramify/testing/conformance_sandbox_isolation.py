@@ -15,6 +15,7 @@ from ramify.contracts.frozen import Freezable, Snapshottable
 from ramify.contracts.sandbox import (
     BuildSpec,
     Limits,
+    Mount,
     NetworkMode,
     NetworkPolicy,
     SandboxSpec,
@@ -215,6 +216,14 @@ def _beyond(bench: SandboxBench) -> dict[str, SandboxSpec]:
     ):
         if name not in offered.limits:
             demands[f"limits.{name}"] = msgspec.structs.replace(spec, limits=limits)
+    place = str(bench.scratch.resolve())
+    for mount in (
+        Mount(place, "/srv/x"), Mount(place, "/srv/x", "rw"), Mount(place, "/srv/x", "cow", place),
+    ):  # fmt: skip
+        if mount.mode not in offered.mounts:
+            demands[f"mounts.{mount.mode}"] = msgspec.structs.replace(spec, mounts=(mount,))
+    if not offered.mounts:
+        demands["read_only"] = msgspec.structs.replace(spec, read_only=True)
     for mode in NetworkMode:
         if mode not in offered.network:
             policy = NetworkPolicy(mode, ("example.org",) if mode == "allowlist" else ())

@@ -15,7 +15,6 @@ from ramify.contracts.sandbox import (
     MIB,
     NetworkMode,
     NetworkPolicy,
-    Sandbox,
     SandboxSpec,
 )
 from ramify.contracts.streams import ByteReader, ByteWriter
@@ -25,8 +24,10 @@ from ramify.testing.sandbox_peers import (
     NOT_CONNECTED,
     ask,
     connect_inside,
+    get_request,
     host_server,
     server_inside,
+    through_proxy,
 )
 
 PORT = 18765
@@ -239,20 +240,6 @@ async def _expose_port_before_the_server(bench: SandboxBench) -> None:
     equal(answer, b"", "answer at the address after teardown")
 
 
-async def _through_proxy(sandbox: Sandbox, request: str) -> str:
-    """The status line and body that the proxy named in the environment answers with."""
-    proxy = await sh(sandbox, 'echo "${http_proxy:-$HTTP_PROXY}"')
-    require(bool(proxy), "http_proxy must be set inside")
-    host, _, port = proxy.rpartition("@")[2].rpartition("//")[2].rstrip("/").rpartition(":")
-    result = await connect_inside(sandbox, int(port), request.encode(), host=host, half=False)
-    equal(result.exit_code, 0, f"connecting to the proxy {proxy}")
-    return result.stdout.decode("latin-1")
-
-
-def _get(authority: str) -> str:
-    return f"GET http://{authority}/ HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n"
-
-
 @check("network.allowlist")
 async def _allowlist_lets_the_listed_through(bench: SandboxBench) -> None:
     """Only `allowed_hosts`, through the HTTP(S) proxy of the engine: the listed host answers."""
@@ -260,11 +247,11 @@ async def _allowlist_lets_the_listed_through(bench: SandboxBench) -> None:
         listed = f"127.0.0.1:{server.port}"
         spec = _with_network(bench, NetworkMode.ALLOWLIST, listed)
         async with bench.sandbox(spec) as sandbox:
-            answer = await _through_proxy(sandbox, _get(listed))
+            answer = await through_proxy(sandbox, get_request(listed))
             require(" 200 " in answer.split("\r\n")[0], f"GET through the proxy: {answer[:200]!r}")
             require(answer.endswith("from the host"), f"body: {answer[-100:]!r}")
             tunnel = f"CONNECT {listed} HTTP/1.1\r\nHost: {listed}\r\n\r\nGET / HTTP/1.1\r\n\r\n"
-            answer = await _through_proxy(sandbox, tunnel)
+            answer = await through_proxy(sandbox, tunnel)
             require(" 200 " in answer.split("\r\n")[0], f"CONNECT: {answer[:200]!r}")
             require(answer.endswith("from the host"), f"through the tunnel: {answer[-100:]!r}")
 
@@ -283,8 +270,8 @@ async def _allowlist_refuses_others(bench: SandboxBench) -> None:
                 "example.org:80",
             ):
                 connect = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n"
-                for request in (_get(authority), connect):
-                    status = (await _through_proxy(sandbox, request)).split("\r\n")[0]
+                for request in (get_request(authority), connect):
+                    status = (await through_proxy(sandbox, request)).split("\r\n")[0]
                     require(" 403 " in f"{status} ", f"{authority} got {status!r}, not 403")
         equal((listed.connections, other.connections), (0, 0), "connections that reached the host")
 

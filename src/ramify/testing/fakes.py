@@ -376,6 +376,9 @@ class FakeProvider:
             raise UnsupportedError("this fake has no lockdown")
         if spec.live and self._capabilities.snapshot != "live":
             raise UnsupportedError("this fake takes no live checkpoints")
+        offered = self._capabilities.mounts
+        if {mount.mode for mount in spec.mounts} - offered or (spec.read_only and not offered):
+            raise UnsupportedError("this fake has no such mounts, or no read-only root")
         files = self.pristine if image is None or image.pristine else self.images.get(image.id)
         if files is None or image and image.provider != self.name:
             raise SandboxError(f"no such image: {image.id if image else None}")

@@ -44,7 +44,7 @@ class SandboxBench:
         """See `Bench.missing`.
 
         Needs: `isolation`, `lockdown`, `freeze`, `host_root`, `images`, `fresh`, `network.<mode>`,
-        `limits.<name>`.
+        `limits.<name>`, `mounts.<mode>`.
         """
         capabilities = self.provider.capabilities()
         kind, _, name = need.partition(".")
@@ -56,6 +56,7 @@ class SandboxBench:
             "images": capabilities.images,
             "fresh": self.fresh is not None,
             "limits": name in capabilities.limits,
+            "mounts": name in capabilities.mounts,
             "network": kind == "network" and NetworkMode(name) in capabilities.network,
         }
         if kind not in offers:

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from ramify.contracts.sandbox import Endpoint, ExecResult, Process, Sandbox
-from ramify.testing.sandbox_bench import need_program
+from ramify.testing.check import equal, require
+from ramify.testing.sandbox_bench import need_program, sh
 
 NOT_CONNECTED = 9
 """Exit code of the client where it could not connect."""
@@ -142,3 +143,18 @@ async def host_server(host: str = "127.0.0.1") -> AsyncGenerator[HostServer]:
     finally:
         server.close()
         await server.wait_closed()
+
+
+async def through_proxy(sandbox: Sandbox, request: str) -> str:
+    """The status line and body that the proxy named in the environment answers with."""
+    proxy = await sh(sandbox, 'echo "${http_proxy:-$HTTP_PROXY}"')
+    require(bool(proxy), "http_proxy must be set inside")
+    host, _, port = proxy.rpartition("@")[2].rpartition("//")[2].rstrip("/").rpartition(":")
+    result = await connect_inside(sandbox, int(port), request.encode(), host=host, half=False)
+    equal(result.exit_code, 0, f"connecting to the proxy {proxy}")
+    return result.stdout.decode("latin-1")
+
+
+def get_request(authority: str) -> str:
+    """A request for `/` of a host and port, as a proxy takes it."""
+    return f"GET http://{authority}/ HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n"
