@@ -42,9 +42,11 @@ if TYPE_CHECKING:
     from ramify.envs.live import LiveRollout as LiveRollout
     from ramify.envs.live import open_rollout as open_rollout
     from ramify.envs.plan import RunOptions as RunOptions
+    from ramify.envs.rescore import score_records as score_records
     from ramify.envs.run import JobReport as JobReport
     from ramify.envs.run import run as run
     from ramify.envs.run import stream as stream
+    from ramify.envs.score import score_job as score_job
     from ramify.kernel.trajectory import Trajectory as Trajectory
     from ramify.kernel.tree import Tree as Tree
     from ramify.planes.reward.groups import RubricGroup as RubricGroup
@@ -92,7 +94,9 @@ _MODULES = {
     "envs.check": ("check_tasks",),
     "envs.live": ("LiveRollout", "open_rollout"),
     "envs.plan": ("RunOptions",),
+    "envs.rescore": ("score_records",),
     "envs.run": ("JobReport", "run", "stream"),
+    "envs.score": ("score_job",),
     "kernel.trajectory": ("Trajectory",),
     "kernel.tree": ("Tree",),
     "planes.reward.groups": ("RubricGroup",),

@@ -84,8 +84,11 @@ tasks_argument = click.argument("tasks", default=DEFAULT_TASKS, metavar="[TASKS]
 """A task directory, a directory of them, or a taskset's name."""
 
 
-def _run_directory(ctx: click.Context, parameter: click.Parameter, path: Path) -> Path:
-    if not (path / JOB_FILE).is_file():
+def is_run_directory(
+    ctx: click.Context, parameter: click.Parameter, path: Path | None
+) -> Path | None:
+    """Checks a path that was given. Raises ConfigError: it is no run directory."""
+    if path is not None and not (path / JOB_FILE).is_file():
         raise ConfigError(f"is not a run directory (it holds no {JOB_FILE})", file=str(path))
     return path
 
@@ -94,6 +97,6 @@ job_argument = click.argument(
     "job",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="RUN",
-    callback=_run_directory,
+    callback=is_run_directory,
 )
 """A run directory."""

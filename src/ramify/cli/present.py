@@ -14,6 +14,7 @@ from ramify.contracts.events import Phase
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.tree import Outcome
 from ramify.engine.summary import JobSummary
+from ramify.envs.tallies import MetricSummary
 
 _COLOURS = {
     Outcome.SCORED: "green",
@@ -124,6 +125,25 @@ def phase_split(result: RolloutResult) -> tuple[float, float, float, float]:
         took.get(Phase.VERIFY, 0.0),
         sum(took.values()),
     )
+
+
+def metrics_table(metrics: Iterable[MetricSummary]) -> Table:
+    """One row per part of a reward: how many have it, their mean with its interval, errors."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("metric", no_wrap=True)
+    for name in ("count", "mean", "95 % interval", "errors"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in metrics:
+        known = one.low is not None and one.high is not None
+        errors = Text(str(one.errors or "-"), style="red" if one.errors else "")
+        table.add_row(
+            one.name,
+            str(one.count),
+            "-" if one.mean is None else f"{one.mean:.3f}",
+            f"{one.low:.3f} .. {one.high:.3f}" if known else "-",
+            errors,
+        )
+    return table
 
 
 def summary_lines(summary: JobSummary) -> Iterable[str]:

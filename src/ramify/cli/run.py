@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
-import signal
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import click
 import msgspec
 
+from ramify.cli.interrupts import listen_for_interrupts
 from ramify.cli.main import FAILED, INFRASTRUCTURE, INTERRUPTED
 from ramify.cli.options import (
     model_options,
@@ -32,9 +31,6 @@ from ramify.engine.cancel import Cancellation
 from ramify.engine.summary import JobSummary
 from ramify.envs.plan import RunOptions
 from ramify.envs.run import open_job
-
-_SECOND_INTERRUPT_SEC = 1.5
-"""How long clean-up may still take after the second interrupt."""
 
 
 @click.command("run")
@@ -161,7 +157,7 @@ async def _run(
     least: float | None,
 ) -> int:
     cancel = Cancellation()
-    _listen_for_interrupts(cancel)
+    listen_for_interrupts(cancel, "cleaning up")
     progress = Progress(console(stderr=as_json), live=is_terminal() and not as_json)
     results: list[RolloutResult] = []
     async with open_job(
@@ -217,23 +213,3 @@ def _exit_code(summary: JobSummary, cancel: Cancellation, least: float | None) -
     if not summary.complete or summary.mean is None:
         return FAILED
     return FAILED if least is not None and summary.mean < least else 0
-
-
-def _listen_for_interrupts(cancel: Cancellation) -> None:
-    """Once: start nothing more, cancel, persist, clean up. Twice: now."""
-    loop = asyncio.get_running_loop()
-    main_task = asyncio.current_task()
-
-    def interrupt() -> None:
-        if not cancel.cancelled:
-            click.echo("\ninterrupted: cleaning up (again to stop now)", err=True)
-            cancel.cancel("interrupted")
-            return
-        if main_task is not None:
-            main_task.cancel()
-        # Whatever cannot be cleaned up in this time goes with the supervisors, which end when
-        # this process does.
-        loop.call_later(_SECOND_INTERRUPT_SEC, os._exit, INTERRUPTED)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupt)

@@ -1,4 +1,4 @@
-"""`ramify score`: score a finished job again."""
+"""`ramify score`: score a finished job again, or what comes in from production."""
 
 from __future__ import annotations
 
@@ -10,15 +10,33 @@ import msgspec
 from rich.table import Table
 
 from ramify.cli.main import INFRASTRUCTURE
-from ramify.cli.options import job_argument
-from ramify.cli.present import console, error_lines, reward_text, summary_lines
+from ramify.cli.options import is_run_directory, rubric_options
+from ramify.cli.present import (
+    console,
+    error_lines,
+    metrics_table,
+    reward_text,
+    summary_lines,
+)
+from ramify.cli.streaming import watch
+from ramify.contracts.errors import UsageError
 from ramify.contracts.task import IsolationLevel
 from ramify.envs.plan import RunOptions
+from ramify.envs.rescore import score_records
 from ramify.envs.score import ScoreReport, score_job
+from ramify.envs.tallies import Tallies
 
 
 @click.command("score")
-@job_argument
+@click.argument("job", required=False, callback=is_run_directory, metavar="[RUN]",
+                type=click.Path(exists=True, file_okay=False, path_type=Path))  # fmt: skip
+@rubric_options
+@click.option("--stream", metavar="FILE",
+              help="Score trajectories in this file of JSON lines (- is standard input).",
+              )  # fmt: skip
+@click.option("--follow", is_flag=True, help="Wait for more lines until interrupted.")
+@click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Where the scores of --stream go (default: standard output).")  # fmt: skip
 @click.option("--tasks", metavar="TASKS", help="Where the tasks are (default: as recorded).")
 @click.option("-s", "--sandbox", metavar="NAME", help="Where to verify (default: as recorded).")
 @click.option("--isolation", type=click.Choice([level.value for level in IsolationLevel][:2]),
@@ -26,35 +44,71 @@ from ramify.envs.score import ScoreReport, score_job
 @click.option("-c", "--concurrency", default=4, show_default=True, help="Rollouts at once.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(
-    job: Path,
+    job: Path | None,
+    rubric: str | None,
+    judge_model: str | None,
+    judge_base_url: str | None,
+    stream: str | None,
+    follow: bool,
+    out: Path | None,
     tasks: str | None,
     sandbox: str | None,
     isolation: str | None,
     concurrency: int,
     as_json: bool,
 ) -> int:
-    """Verify what the rollouts of RUN left behind again, without running agents.
+    """Score what was recorded, without running agents.
 
-    The tests are those of the tasks as they stand now. The new scores are kept below RUN/scores.
+    Of RUN, the tests verify again what the rollouts left behind, as they stand now; with --rubric,
+    that scores the trajectories. The new scores are kept below RUN/scores. With --stream, the
+    rubric scores trajectories as they come: lines of `ramify export`, or {"messages": [...]} with
+    "task", "answer" and "info" where they are known.
     """
     options = RunOptions(
-        concurrency=concurrency, isolation=IsolationLevel(isolation) if isolation else None
+        concurrency=concurrency,
+        isolation=IsolationLevel(isolation) if isolation else None,
+        judge_model=judge_model,
+        judge_base_url=judge_base_url,
     )
+    if stream is not None:
+        if rubric is None:
+            raise UsageError("--stream needs the rubric to score with; give --rubric PLACE")
+        if job is not None or sandbox is not None or isolation is not None:
+            raise UsageError("--stream scores lines, not a RUN, and makes no sandbox")
+        return watch(stream, rubric, tasks, options, follow=follow, out=out, as_json=as_json)
+    if job is None:
+        raise UsageError("name the RUN to score, or a FILE of trajectories with --stream")
+    if follow or out is not None:
+        raise UsageError("--follow and --out go with --stream; scores of a RUN are kept below it")
+    if rubric is None and (judge_model or judge_base_url):
+        raise UsageError("a judge is asked by a rubric; give --rubric PLACE")
+    if rubric is not None and (sandbox is not None or isolation is not None):
+        raise UsageError("--rubric scores records and makes no sandbox; leave it out to verify")
     with asyncio.Runner() as runner:
-        found = runner.run(score_job(job, tasks=tasks, sandbox=sandbox, options=options))
+        if rubric is None:
+            again = score_job(job, tasks=tasks, sandbox=sandbox, options=options)
+        else:
+            again = score_records(job, rubric, tasks=tasks, options=options)
+        found = runner.run(again)
     if as_json:
-        for entry in found.rollouts:
-            record = {"before": entry.before, "after": entry.after, "changed": entry.changed}
-            click.echo(msgspec.json.encode(record).decode())
-        totals = {
-            "before": found.before,
-            "after": found.report.summary,
-            "left_alone": found.left_alone,
-        }
-        click.echo(msgspec.json.encode({**totals, "path": str(found.report.path)}).decode())
-    else:
+        _print_json(found)
+    elif rubric is None:
         _print(found)
+    else:
+        _print_scores(found)
     return 0 if found.report.summary.complete else INFRASTRUCTURE
+
+
+def _print_json(found: ScoreReport) -> None:
+    for entry in found.rollouts:
+        record = {"before": entry.before, "after": entry.after, "changed": entry.changed}
+        click.echo(msgspec.json.encode(record).decode())
+    totals = {
+        "before": found.before,
+        "after": found.report.summary,
+        "left_alone": found.left_alone,
+    }
+    click.echo(msgspec.json.encode({**totals, "path": str(found.report.path)}).decode())
 
 
 def _print(found: ScoreReport) -> None:
@@ -80,6 +134,42 @@ def _print(found: ScoreReport) -> None:
     for result in found.left_alone:
         level = result.grader_isolation
         out.print(f"{result.task_id} #{result.repeat}: left alone: it needs level `{level}`")
+    _print_summary(found)
+
+
+def _print_scores(found: ScoreReport) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("task", "#", "outcome", "was", "is", "errors", ""):
+        right = name in ("#", "was", "is", "errors")
+        table.add_column(name, overflow="fold", justify="right" if right else "left")
+    parts = Tallies()
+    for entry in found.rollouts:
+        before, after = entry.before, entry.after
+        parts.add({**after.items, "reward": after.reward}, after.reward_errors)
+        table.add_row(
+            before.task_id,
+            str(before.repeat),
+            after.outcome.value,
+            reward_text(before.reward),
+            reward_text(after.reward),
+            str(len(after.reward_errors) or "-"),
+            "changed" if entry.changed else "",
+        )
+    out = console()
+    out.print(table)
+    out.print()
+    out.print(metrics_table(parts))
+    out.print()
+    for line in error_lines([entry.after for entry in found.rollouts]):
+        out.print(line, soft_wrap=True)
+    for result in found.left_alone:
+        said = f"{result.task_id} #{result.repeat}: left alone: it ended with {result.outcome}"
+        out.print(said, soft_wrap=True)
+    _print_summary(found)
+
+
+def _print_summary(found: ScoreReport) -> None:
+    out = console()
     was = "-" if found.before.mean is None else f"{found.before.mean:.3f}"
     out.print(f"was       mean {was}")
     for line in summary_lines(found.report.summary):

@@ -118,6 +118,10 @@ class RecordedRollout:
         """Leaves that can be scored."""
         return [leaf for leaf in self.leaves if leaf.outcome is not None]
 
+    def least(self, outcome: Outcome) -> tuple[RewardEvent, ...]:
+        """The signals of a leaf without a score of its own: an invalid one earns the minimum."""
+        return (RewardEvent(_REWARD, self.minimum),) if outcome is Outcome.INVALID else ()
+
     def revised(
         self, found: Mapping[int, VerifyResult | Verdict], reward: Reward, *, once: bool = False
     ) -> Revision:
@@ -135,8 +139,8 @@ class RecordedRollout:
                 continue
             if isinstance(verified, Verdict):
                 ends.append(Leaf(leaf.node, verified, None))
-                least = RewardEvent(_REWARD, self.minimum)
-                scores.append(LeafScore(leaf.node, verified.outcome, (least,)))
+                least = self.least(verified.outcome)
+                scores.append(LeafScore(leaf.node, verified.outcome, least))
                 continue
             verified = _explained(_with_first(verified, leaf, reward) if once else verified)
             verdict = _verdict(leaf.outcome, self.result)
@@ -149,11 +153,15 @@ class RecordedRollout:
 
 
 def read_rollout(
-    reader: JobReader, job: Path, result: RolloutResult, task: Task, around: Surroundings
+    reader: JobReader, job: Path, result: RolloutResult, task: Task | None, around: Surroundings
 ) -> RecordedRollout:
-    """Read a rollout. Blocks; raises StoreError."""
+    """Read a rollout; without a task, that is what was recorded of it: its prompt.
+
+    Blocks; raises StoreError.
+    """
     events = list(reader.events(result.rollout_id))
     tree = tree_from_events(events)
+    task = task or Task(result.task_id, input=asked(tree.opening))
     parts = _parts(events)
     root = job / "rollouts" / result.rollout_id
     leaves: list[RecordedLeaf] = []
@@ -173,6 +181,11 @@ def read_rollout(
     package = task.package
     minimum = package.verifier.reward_range[0] if package else 0.0
     return RecordedRollout(result, tree, leaves, minimum)
+
+
+def asked(opening: Sequence[Message]) -> str:
+    """What the user says first."""
+    return next((message.content for message in opening if message.role == "user"), "")
 
 
 def _parts(events: Sequence[AnyEvent]) -> dict[int, RewardParts]:
@@ -291,15 +304,7 @@ async def score_together(
     flat = [(rollout, leaf) for rollout in rollouts for leaf in rollout.scorable]
     nodes = [rollout.tree.node(leaf.node) for rollout, leaf in flat]
     contexts = [leaf.ctx for _, leaf in flat]
-    if isinstance(reward, GroupReward) and reward.compares:
-        found = await _group(reward, nodes, contexts)
-    else:
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(_one(reward, node, ctx))
-                for node, ctx in zip(nodes, contexts, strict=True)
-            ]
-        found = [task.result() for task in tasks]
+    found = await score_nodes(reward, nodes, contexts)
     by_leaf = {
         (rollout.result.rollout_id, leaf.node): score
         for (rollout, leaf), score in zip(flat, found, strict=True)
@@ -312,6 +317,27 @@ async def score_together(
         )
         for rollout in rollouts
     ]
+
+
+async def score_nodes(
+    reward: Reward,
+    nodes: Sequence[RolloutNode],
+    contexts: Sequence[Context],
+    *,
+    compare: bool = True,
+) -> Sequence[VerifyResult | Verdict]:
+    """Score nodes, at once or together; a Verdict for evidence that is invalid.
+
+    `compare`: these are all the siblings there are, where the reward compares some.
+    """
+    if compare and isinstance(reward, GroupReward) and reward.compares:
+        return await _group(reward, nodes, contexts)
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(_one(reward, node, ctx))
+            for node, ctx in zip(nodes, contexts, strict=True)
+        ]
+    return [task.result() for task in tasks]
 
 
 async def _group(

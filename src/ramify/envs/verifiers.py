@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ramify import compose
 from ramify.contracts.context import Clock
 from ramify.contracts.errors import ConfigError, UsageError
 from ramify.contracts.model import Model
 from ramify.contracts.reward import Reward
-from ramify.contracts.task import IsolationLevel, Task
+from ramify.contracts.task import IsolationLevel, Task, TaskPackage
 from ramify.envs.stages import stage_levels
 
 POLICY = "policy"
@@ -57,6 +58,27 @@ class Scorers:
         if key not in self._made:
             self._made[key] = compose.grader(how, level, self.judge)
         return self._made[key]
+
+
+def _check_script(package: TaskPackage) -> None:
+    """Raise ConfigError where a script decides and there is none.
+
+    A package is read without one where it names a world, whose manifest may say otherwise.
+    """
+    for settings in [step.verifier for step in package.steps] or [package.verifier]:
+        places = [Path(package.path) / name for name in (settings.tests, *settings.more_tests)]
+        bundled = not settings.tests and settings.separate  # in the verifier's own image
+        found = bundled or settings.command or settings.parser
+        if not found and not any(_holds_script(place) for place in places):
+            raise ConfigError(
+                "is missing; it decides the reward, unless the manifest of the task's world has "
+                "another verifier.kind",
+                file=f"{package.path}/tests/test.sh",
+            )
+
+
+def _holds_script(place: Path) -> bool:
+    return (place / "test.sh").is_file() or (place.name == "test.sh" and place.is_file())
 
 
 def judge_of(
