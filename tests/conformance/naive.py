@@ -35,6 +35,7 @@ CLAIMS = Capabilities(
     host_root=True,
     images=True,
     builds=True,
+    mounts=frozenset({"ro", "rw", "cow"}),
 )
 
 

@@ -142,9 +142,9 @@ async def _bad_policy_changes_nothing(bench: SandboxBench) -> None:
     """reconnect: a policy that cannot be meant is refused, and the old one holds."""
     async with host_server() as server:
         async with bench.sandbox(_began(bench, _only(server.port))) as sandbox:
+            able, bad = _able(sandbox), NetworkPolicy(NetworkMode.ALLOWLIST, ("no host at all",))
             with raises(ConfigError, doing="a policy with a host that is none"):
-                bad = NetworkPolicy(NetworkMode.ALLOWLIST, ("no host at all",))
-                await _able(sandbox).reconnect(bad)
+                await able.reconnect(bad)
             require(await _reached(sandbox, server.port), "the allowed host was not reached")
 
 
