@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import islice, permutations
 from math import inf, sqrt
 
 from ramify.kernel.outline import Number
@@ -32,20 +32,28 @@ def node_advantages(values: Values, baseline: Number | None = None) -> Advantage
     """
     parents, x, sampled = values.outline.parents, values.arrivals, values.sampled
     means, counts = _draws(values)
-    found: Advantages = [None] * len(values)
     root = values.value[0]
-    if root is not None:
-        found[0] = root * 0 if baseline is None else root - baseline
-    for node, (parent, v, draw) in enumerate(zip(parents, x, sampled, strict=True)):
-        if draw:
-            n = counts[parent]
-            if n > 1:
-                found[node] = (v - means[parent]) * n / (n - 1)  # type: ignore[operator]  # known
-            else:
-                found[node] = found[parent]
-        elif node and v is not None:
+    trunk = None if root is None else root * 0 if baseline is None else root - baseline
+    found: Advantages = [trunk]
+    each = zip(
+        parents,
+        x,
+        sampled,
+        map(counts.__getitem__, parents),
+        map(means.__getitem__, parents),
+        strict=True,
+    )
+    for parent, v, draw, n, mean in islice(each, 1, None):
+        if draw and n > 1:
+            found.append((v - mean) * n / (n - 1))  # type: ignore[operator]  # known
+        elif draw:
+            found.append(found[parent])
+        elif v is None:
+            found.append(None)
+        else:
+            node = len(found)
             held = None if node in values.outline.forced else _held_against(values, node, baseline)
-            found[node] = v * 0 if held is None else v - held
+            found.append(v * 0 if held is None else v - held)
     return found
 
 
