@@ -101,6 +101,27 @@ class McpServer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     args: tuple[str, ...] = ()
 
 
+class TestGrading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Tests that are graded one by one, from a report, in place of a reward file.
+
+    `runner`: ours runs the tests below /tests, as a user of their own; nothing else of the package
+    does. `python` is the interpreter inside that has it (None: the first `python3` on the image's
+    own PATH). Without a runner the verifier's command runs them, and leaves a `report` of that
+    format as `report_path` below /logs/verifier.
+
+    `expected` are the ids of the tests that must pass (empty: those that the source of the tests
+    shows; of a report, all that are in it). With `fraction` the reward is the part of them that
+    passes, else 1 or 0.
+    """
+
+    runner: Literal["pytest", "unittest"] | None = None
+    python: str | None = None
+    report: Literal["junit", "ctrf", "tap"] | None = None
+    report_path: str = ""
+    expected: tuple[str, ...] = ()
+    fraction: bool = False
+
+
 class VerifierSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a package is verified. Paths are relative to the package, commands run inside.
 
@@ -112,7 +133,8 @@ class VerifierSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     artifacts and nothing else. `sandbox` is what that is made from; None means afresh as the
     agent's was. `collect` runs in the agent's sandbox first.
 
-    `reward_range` is (minimum, maximum); what is out of it is `invalid: range`.
+    `reward_range` is (minimum, maximum); what is out of it is `invalid: range`. `grading` says how
+    single tests are graded (None: the tests themselves say the reward).
     """
 
     command: tuple[str, ...] = ()
@@ -128,6 +150,7 @@ class VerifierSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     separate: bool = False
     sandbox: SandboxSpec | None = None
     collect: tuple[CollectHook, ...] = ()
+    grading: TestGrading | None = None
 
 
 class SolutionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

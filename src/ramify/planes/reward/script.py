@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ramify.contracts.context import Context
-from ramify.contracts.errors import (
-    ConfigError,
-    InfraError,
-    InvalidRewardError,
-    TransferLimitError,
-    UnsupportedError,
-)
-from ramify.contracts.inside import TESTS_DIR, VERIFIER_LOGS_DIR, WORLD_FILE, shell_line
+from ramify.contracts.errors import ConfigError, InfraError, InvalidRewardError, UnsupportedError
 from ramify.contracts.reward import RewardEvent, VerifyResult
-from ramify.contracts.sandbox import MIB, ExecResult, Sandbox, TransferLimits
+from ramify.contracts.sandbox import Sandbox
 from ramify.contracts.task import IsolationLevel, TaskPackage
 from ramify.contracts.tree import RolloutNode
-from ramify.planes.reward.rewardfile import MAX_REWARD_BYTES, ParsedReward, parse_reward
+from ramify.planes.reward.native.harness import CODE_USER
+from ramify.planes.reward.native.run import NativeRun, Outcome
+from ramify.planes.reward.scriptrun import ScriptRun
 from ramify.planes.reward.stage import (
     Carried,
     Prepare,
@@ -31,26 +26,14 @@ from ramify.planes.reward.stage import (
     carry_outputs,
     fresh_sandbox,
     frozen_sandbox,
-    has_own_image,
     keep_in_place,
-    scratch_folder,
 )
-from ramify.planes.reward.testoutput import parse_test_output
-from ramify.planes.reward.tests import small_files, tests_tree
 
-_USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_SYSTEM_FIRST = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
-_OUTPUT_LIMIT = 8 * MIB
-_LOG_LIMITS = TransferLimits(max_bytes=64 * MIB, max_file_bytes=16 * MIB, max_entries=2000)
-_REWARD_LIMITS = TransferLimits(
-    max_bytes=MAX_REWARD_BYTES, max_file_bytes=MAX_REWARD_BYTES, max_entries=1
-)
-_REWARD_FILES = ("reward.json", "reward.txt")
 _AGENT_FILES = (IsolationLevel.FILESYSTEM, IsolationLevel.LIVE)
 
 
 class ScriptVerifier:
-    """Runs a task's tests and reads the reward file they leave.
+    """Runs a task's tests, and reads the reward file they leave or grades their report.
 
     What the tests run in is decided by `level`. At `outputs` and `workdir` it is a fresh sandbox
     on the pristine image, with a copy of the evidence; at `filesystem` the agent's frozen file
@@ -59,6 +42,10 @@ class ScriptVerifier:
     are emptied first, so what an agent planted there is gone, and the reward is parsed on our
     side. What the task's world answered at the end lies there as /tests/world.json. Everything said
     is kept below `verifier/` in the rollout's artifacts.
+
+    Where the task names a `runner`, that of ours runs the tests (planes/reward/native). Of each
+    result the details say what held while they ran: `process` (`separate_process`, or `in_process`
+    where code of the agent ran in the process of the tests) and `hardening`.
 
     An InvalidRewardError stands only if the tests work at all: they are run once per task on an
     untouched workspace, and where they are invalid there for the same reason the fault is the
@@ -97,16 +84,19 @@ class ScriptVerifier:
     async def _verify(self, ctx: Context, package: TaskPackage, folder: Path) -> VerifyResult:
         level = _level(package, self._level)
         async with self._stage(ctx, package, level) as (sandbox, carried):
-            run = _Run(sandbox, ctx, package, folder, distrusted=level in _AGENT_FILES)
+            runs = _Runs(ctx, package, folder, carried.paths, distrusted=level in _AGENT_FILES)
             try:
-                parsed, result = await run.to_reward()
+                tested = await runs.test(sandbox)
             finally:
                 if level is IsolationLevel.LIVE and package.at is not None:
-                    await run.wipe()  # The agent goes on in here, and must not see the tests.
+                    await runs.wipe(sandbox)  # The agent goes on, and must not see the tests.
+        parsed, result = tested.parsed, tested.result
         details: dict[str, Any] = {
             "exit_code": result.exit_code,
             "duration_sec": result.duration_sec,
             "lockdown": sandbox.spec.lockdown,
+            "process": tested.process,
+            "hardening": tested.hardening,
         }
         if carried.absent:
             details["outputs_absent"] = list(carried.absent)
@@ -136,8 +126,15 @@ class ScriptVerifier:
                     yield sandbox, Carried()
             case IsolationLevel.OUTPUTS | IsolationLevel.WORKDIR:
                 async with fresh_sandbox(ctx, package, self._prepare) as sandbox:
-                    whole = level is IsolationLevel.WORKDIR
-                    yield sandbox, await carry_outputs(ctx, package, sandbox, workdir=whole)
+                    grading = package.verifier.grading
+                    carried = await carry_outputs(
+                        ctx,
+                        package,
+                        sandbox,
+                        workdir=level is IsolationLevel.WORKDIR,
+                        owner=CODE_USER if grading is not None and grading.runner else None,
+                    )
+                    yield sandbox, carried
 
     async def _baseline(self, ctx: Context, package: TaskPackage, folder: Path) -> str | None:
         """Why the tests are invalid on an untouched workspace; None when they are not.
@@ -150,7 +147,7 @@ class ScriptVerifier:
                 reason = None
                 async with fresh_sandbox(ctx, package, self._prepare) as sandbox:
                     try:
-                        await _Run(sandbox, ctx, package, folder, distrusted=False).to_reward()
+                        await _Runs(ctx, package, folder, (), distrusted=False).test(sandbox)
                     except InvalidRewardError as error:
                         reason = error.reason
                 self._baselines[key] = reason
@@ -158,135 +155,46 @@ class ScriptVerifier:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """One run of the tests in one sandbox. Single-use.
+class _Runs:
+    """Runs the tests in a sandbox, in the way that the package asks for."""
 
-    `distrusted`: the file system was an agent's.
-    """
-
-    sandbox: Sandbox
     ctx: Context
     package: TaskPackage
     folder: Path
+    carried: Sequence[str]
     distrusted: bool
 
-    async def to_reward(self) -> tuple[ParsedReward, ExecResult]:
-        """Put the tests in place, run them and read the reward."""
+    async def test(self, sandbox: Sandbox) -> Outcome:
         await asyncio.to_thread(_empty, self.folder)
-        async with tests_tree(self.ctx, self.package) as tests:
-            await self._put(tests)
-            result = await self._run(tests)
-            await asyncio.to_thread(_keep_output, self.folder, result)
-            if result.timed_out:
-                await self._fetch_logs()
-                raise InvalidRewardError(
-                    "missing", f"the tests did not finish within {self._timeout_sec():g} s"
-                )
-            if tests is not None:
-                await self._check_tests(tests)
-        return await self._read(result), result
+        native = self._native(sandbox)
+        if native is not None:
+            return await native.to_outcome()
+        parsed, result = await self._script(sandbox).to_reward()
+        # What a script does with the code that it tests is not known, so the worst is said.
+        hardening = {
+            "runner": None,
+            "user": self.package.verifier.user or "root",
+            "network": str(sandbox.spec.network.mode),
+            "tools": "shared with the agent" if self.distrusted else "pristine",
+            "report_channel": "open to the code under test",
+        }
+        return Outcome(parsed, result, "in_process", hardening)
 
-    async def wipe(self) -> None:
-        """Remove the tests and what they left."""
-        async with scratch_folder(self.ctx) as empty:
-            for place in (TESTS_DIR, VERIFIER_LOGS_DIR):
-                await self.sandbox.upload(empty, place, clear=True)
+    async def wipe(self, sandbox: Sandbox) -> None:
+        await self._script(sandbox).wipe()
+        if (native := self._native(sandbox)) is not None:
+            await native.wipe()
 
-    async def _put(self, tests: Path | None) -> None:
-        async with scratch_folder(self.ctx) as empty:
-            # Readable by the user that the tests run as, whatever our own umask is.
-            empty.chmod(0o755)
-            await self.sandbox.upload(
-                empty, VERIFIER_LOGS_DIR, owner=self.package.verifier.user, clear=True
-            )
-        if tests is not None:
-            await self.sandbox.upload(tests, TESTS_DIR, clear=True)
-        state = self.ctx.artifacts / WORLD_FILE
-        if state.is_file() and not (tests is not None and (tests / WORLD_FILE).exists()):
-            await self.sandbox.upload(state, f"{TESTS_DIR}/{WORLD_FILE}")
-
-    async def _run(self, tests: Path | None) -> ExecResult:
-        settings = self.package.verifier
-        command = settings.command
-        if not command:
-            if tests is not None and not (tests / "test.sh").is_file():
-                raise ConfigError(
-                    "there is no test.sh; add it or set verifier.command",
-                    file=str(Path(self.package.path) / settings.tests),
-                )
-            command = ("bash", f"{TESTS_DIR}/test.sh")
-        own = has_own_image(self.package)
-        return await self.sandbox.exec(
-            shell_line(command),
-            user=settings.user or "root",
-            cwd=None if own else self.ctx.workdir,
-            env=settings.env if own else {"PATH": self._path(), **settings.env},
-            timeout_sec=self._timeout_sec(),
-            output_limit=_OUTPUT_LIMIT,
-            kill_leftovers=True,
+    def _native(self, sandbox: Sandbox) -> NativeRun | None:
+        grading = self.package.verifier.grading
+        if grading is None or grading.runner is None:
+            return None
+        return NativeRun(
+            sandbox, self.ctx, self.package, grading, self.folder, self.carried, self.distrusted
         )
 
-    def _timeout_sec(self) -> float:
-        return self.package.verifier.timeout_sec * self.ctx.config.timeout_multiplier
-
-    def _path(self) -> str:
-        """The image's own PATH; on an agent's file system, what is easily planted comes last."""
-        image = self.ctx.image
-        own = image.env.get("PATH", _USUAL_PATH) if image else _USUAL_PATH
-        return _SYSTEM_FIRST if self.distrusted and own == _USUAL_PATH else own
-
-    async def _check_tests(self, tests: Path) -> None:
-        """Refuse a run in which the tests themselves were changed, by the code they tested."""
-        files = await asyncio.to_thread(small_files, tests)
-        async with scratch_folder(self.ctx) as folder:
-            for index, (name, content) in enumerate(files):
-                local = folder / str(index)
-                limits = TransferLimits(max_bytes=len(content) + 1, max_file_bytes=len(content) + 1)
-                try:
-                    await self.sandbox.download(f"{TESTS_DIR}/{name}", local, limits=limits)
-                except (FileNotFoundError, TransferLimitError):
-                    same = False
-                else:
-                    same = await asyncio.to_thread(_holds, local, content)
-                if not same:
-                    raise InvalidRewardError("tampered", f"{name} of the tests was changed")
-
-    async def _read(self, result: ExecResult) -> ParsedReward:
-        dropped = await self._fetch_logs()
-        if (parser := self.package.verifier.parser) is not None:
-            return parse_test_output(parser, result.stdout + b"\n" + result.stderr)
-        for name in _REWARD_FILES:
-            if any(entry.removeprefix("./").startswith(f"{name}: ") for entry in dropped):
-                raise InvalidRewardError("tampered", f"{name} is not a regular file")
-        found = [await self._reward_file(name) for name in _REWARD_FILES]
-        return parse_reward(found[0], found[1], self.package.verifier.reward_range)
-
-    async def _fetch_logs(self) -> tuple[str, ...]:
-        """Keep what the tests left in /logs/verifier; returns what was left out, and why."""
-        logs = self.folder / "logs"
-        try:
-            report = await self.sandbox.download(VERIFIER_LOGS_DIR, logs, limits=_LOG_LIMITS)
-        except FileNotFoundError:
-            raise InvalidRewardError(
-                "tampered", f"{VERIFIER_LOGS_DIR} was replaced by something else"
-            ) from None
-        except TransferLimitError as error:
-            # Logs are a convenience: too large, they are not kept. The reward is read by itself.
-            (self.folder / "logs-left-out.txt").write_text(f"{error}\n")
-            return ()
-        return report.dropped
-
-    async def _reward_file(self, name: str) -> bytes | None:
-        local = self.folder / name
-        try:
-            await self.sandbox.download(f"{VERIFIER_LOGS_DIR}/{name}", local, limits=_REWARD_LIMITS)
-        except FileNotFoundError:
-            return None
-        except TransferLimitError:
-            raise InvalidRewardError("malformed", f"{name} is too large") from None
-        if not local.is_file():
-            raise InvalidRewardError("tampered", f"{name} is a directory")
-        return await asyncio.to_thread(local.read_bytes)
+    def _script(self, sandbox: Sandbox) -> ScriptRun:
+        return ScriptRun(sandbox, self.ctx, self.package, self.folder, self.distrusted)
 
 
 def _package(ctx: Context, level: IsolationLevel) -> TaskPackage:
@@ -311,17 +219,7 @@ def _level(package: TaskPackage, chosen: IsolationLevel) -> IsolationLevel:
     return IsolationLevel.OUTPUTS if package.verifier.separate else chosen
 
 
-def _holds(local: Path, content: bytes) -> bool:
-    return local.is_file() and local.read_bytes() == content
-
-
 def _empty(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-
-
-def _keep_output(folder: Path, result: ExecResult) -> None:
-    (folder / "test-stdout.txt").write_bytes(result.stdout)
-    if result.stderr:
-        (folder / "test-stderr.txt").write_bytes(result.stderr)

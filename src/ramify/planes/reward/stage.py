@@ -43,10 +43,14 @@ _WORKDIR_LIMITS = TransferLimits(links="inside")
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What crossed from the agent's sandbox: paths that did not exist, and entries left out."""
+    """What crossed from the agent's sandbox: paths that did not exist, and entries left out.
+
+    `paths` are all that were to cross: whatever stands there is the agent's.
+    """
 
     absent: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
 
 
 def agent_sandbox(ctx: Context) -> tuple[Sandbox, SandboxProvider]:
@@ -126,13 +130,18 @@ def has_own_image(package: TaskPackage) -> bool:
 
 
 async def carry_outputs(
-    ctx: Context, package: TaskPackage, target: Sandbox, *, workdir: bool
+    ctx: Context,
+    package: TaskPackage,
+    target: Sandbox,
+    *,
+    workdir: bool,
+    owner: str | None = None,
 ) -> Carried:
     """Copy the declared outputs, and with `workdir` the work directory, into `target`.
 
     For a separate verifier the declared artifacts and /logs/artifacts are outputs too. Each
     replaces what stands at its path in `target`; one that the agent's sandbox does not have is
-    removed there too.
+    removed there too. With `owner` it is that user's, and open to every user there.
 
     Raises:
         InvalidRewardError: `no_evidence`, the agent's tree exceeds the limits on what may cross.
@@ -163,10 +172,13 @@ async def carry_outputs(
             raise InvalidRewardError("no_evidence", f"{path}: {error}") from error
         dropped += [f"{path}: {line}" for line in report.dropped]
         await asyncio.to_thread(_exclude, local, output)
-        await target.upload(local, path, owner=package.verifier.user, clear=True)
+        if owner is not None:
+            await asyncio.to_thread(_open, local)
+        await target.upload(local, path, owner=owner or package.verifier.user, clear=True)
         kept.append(entry)
     await write_manifest(ctx.artifacts, root, kept)
-    return Carried(tuple(entry.path for entry in kept if not entry.place), tuple(dropped))
+    absent = tuple(entry.path for entry in kept if not entry.place)
+    return Carried(absent, tuple(dropped), tuple(entry.path for entry in kept))
 
 
 async def keep_in_place(ctx: Context, package: TaskPackage) -> None:
@@ -199,6 +211,13 @@ def _exclude(local: Path, artifact: Artifact) -> None:
                 path.rmdir()  # Everything below it is left out too, and came first.
             else:
                 path.unlink()
+
+
+def _open(local: Path) -> None:
+    """Let every user of the verifier's sandbox read it, and make files in its directories."""
+    for path in (local, *(local.rglob("*") if local.is_dir() else ())):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | (0o777 if path.is_dir() else 0o444))
 
 
 @asynccontextmanager

@@ -1,0 +1,291 @@
+"""One run of a task's tests by our own runner, in one sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import posixpath
+import secrets
+import shlex
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ramify.contracts.cleanup import uninterrupted
+from ramify.contracts.context import Context
+from ramify.contracts.errors import ConfigError, InfraError, InvalidRewardError, UnsupportedError
+from ramify.contracts.inside import TESTS_DIR, WORLD_FILE
+from ramify.contracts.sandbox import MIB, ExecResult, Process, Sandbox
+from ramify.contracts.task import TaskPackage, TestGrading
+from ramify.planes.reward.native.canaries import Canaries, make_canaries
+from ramify.planes.reward.native.events import Heard, read_events
+from ramify.planes.reward.native.expected import expected_tests
+from ramify.planes.reward.native.harness import (
+    CALLEE,
+    CODE_UID,
+    CODE_USER,
+    HARNESS_DIR,
+    SESSION,
+    TESTS_OWNER,
+    TESTS_UID,
+    TESTS_USER,
+    lay_harness,
+    lay_tests,
+)
+from ramify.planes.reward.reports.grading import grade
+from ramify.planes.reward.rewardfile import ParsedReward
+from ramify.planes.reward.stage import has_own_image, scratch_folder
+from ramify.planes.reward.tests import tests_tree
+
+_USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_OUTPUT_LIMIT = 8 * MIB
+_REPORT_LIMIT = 16 * MIB
+_READY_SEC = 30.0
+_LONGEST_PATH = 4096
+_TOOL_ROOTS = (
+    *("/bin", "/sbin", "/lib", "/lib64", "/etc", "/usr/bin", "/usr/sbin", "/usr/lib"),
+    *("/usr/lib64", "/usr/local/bin", "/usr/local/sbin", "/usr/local/lib"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to: the reward, how its process ended, and what held while it ran."""
+
+    parsed: ParsedReward
+    result: ExecResult
+    process: str
+    hardening: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NativeRun:
+    """Runs the tests of a package in a sandbox that has the agent's work in it. Single-use.
+
+    Attributes:
+        sandbox: where; nothing of an agent runs in it, or its level says so.
+        ctx: the rollout.
+        package: the task's directory.
+        grading: how its tests are run and graded.
+        folder: where the output and the report are kept.
+        carried: paths inside whose content is the agent's.
+        distrusted: the whole file system is.
+    """
+
+    sandbox: Sandbox
+    ctx: Context
+    package: TaskPackage
+    grading: TestGrading
+    folder: Path
+    carried: Sequence[str]
+    distrusted: bool
+
+    async def to_outcome(self) -> Outcome:
+        """Put the tests in place, run and grade them.
+
+        Raises:
+            InvalidRewardError: the run did not come to its end, or was tampered with.
+            ConfigError: no tests, or no runner in the sandbox.
+            UnsupportedError: the sandbox does not isolate.
+        """
+        if self.sandbox.capabilities().isolation == "none":
+            raise UnsupportedError(
+                f'the tests of {self.ctx.task.task_id} run as a user of their own (runner = "'
+                f'{self.grading.runner}"), which a sandbox without isolation cannot give; use '
+                "--sandbox local or docker"
+            )
+        runner = str(self.grading.runner)
+        async with tests_tree(self.ctx, self.package) as tests:
+            if tests is None:
+                raise ConfigError(
+                    "the tests lie in the verifier's own image, where `runner` cannot run them",
+                    file=self.package.path,
+                    field="ramify.verifier.runner",
+                )
+            expected = self.grading.expected or await asyncio.to_thread(
+                expected_tests, tests, runner
+            )
+            canaries = make_canaries(runner, expected, [path.name for path in tests.iterdir()])
+            calls = await self._put(tests, canaries)
+        await self._open_workdir()
+        nonce = secrets.token_hex(16)
+        async with self._broker(calls) as address:
+            result = await self._run(nonce, address)
+        await asyncio.to_thread(_keep_output, self.folder, result)
+        if result.timed_out:
+            raise InvalidRewardError(
+                "missing", f"the tests did not finish within {self._timeout_sec():g} s"
+            )
+        heard = read_events(result, nonce, runner)
+        _check_user(heard)
+        parsed = grade(heard.report, expected, canaries.cases, fraction=self.grading.fraction)
+        await asyncio.to_thread(self._keep_report, heard, canaries)
+        process = "in_process" if heard.in_process or not calls else "separate_process"
+        return Outcome(parsed, result, process, self._hardening(heard, canaries))
+
+    async def wipe(self) -> None:
+        """Remove the runner; the tests are the caller's to remove."""
+        async with scratch_folder(self.ctx) as empty:
+            await self.sandbox.upload(empty, HARNESS_DIR, clear=True)
+
+    async def _put(self, tests: Path, canaries: Canaries) -> bool:
+        world = self.ctx.artifacts / WORLD_FILE
+        async with scratch_folder(self.ctx) as folder:
+            harness, laid = folder / "harness", folder / "tests"
+            harness.mkdir()
+            laid.mkdir()
+            await asyncio.to_thread(lay_harness, harness)
+            calls = await asyncio.to_thread(
+                lay_tests, tests, canaries.files, world if world.is_file() else None, laid
+            )
+            await self.sandbox.upload(harness, HARNESS_DIR, clear=True)
+            await self.sandbox.upload(laid, TESTS_DIR, owner=TESTS_OWNER, clear=True)
+        return calls
+
+    async def _open_workdir(self) -> None:
+        """Let the code under test write where the agent could, without owning what stands there."""
+        command = f"test -O . || exit 0; exec chmod 1777 {shlex.quote(self.ctx.workdir)}"
+        done = await self.sandbox.exec(command, user="root", cwd=self.ctx.workdir, timeout_sec=30)
+        if not done.ok:
+            said = done.stderr[-300:].decode(errors="replace")
+            raise InfraError(f"cannot open {self.ctx.workdir} in the verifier's sandbox: {said}")
+
+    @asynccontextmanager
+    async def _broker(self, wanted: bool) -> AsyncGenerator[str]:
+        """The process that runs isolated calls, as long as the tests run; gives its address."""
+        if not wanted:
+            yield ""
+            return
+        process = await self.sandbox.spawn(self._python(CALLEE), user=CODE_USER, cwd="/")
+        try:
+            setting = {
+                "workdir": self.ctx.workdir,
+                "tests_uid": TESTS_UID,
+                "env": {"PATH": self._path(), "LANG": "C.UTF-8"},
+            }
+            try:
+                await process.write(msgspec.json.encode(setting) + b"\n")
+                async with asyncio.timeout(_READY_SEC):
+                    address = await _first_line(process)
+            except (TimeoutError, BrokenPipeError) as error:
+                raise await self._no_broker(process) from error
+            if not address.startswith("/"):
+                raise await self._no_broker(process)
+            yield address
+        finally:
+            await uninterrupted(process.aclose())
+
+    async def _no_broker(self, process: Process) -> Exception:
+        try:
+            async with asyncio.timeout(1.0):
+                said = (await process.read_err()).decode(errors="replace").strip()
+        except TimeoutError:
+            said = "it says nothing"
+        message = f"the process for isolated calls did not start: {said[-300:]}"
+        return InvalidRewardError("missing", message)
+
+    async def _run(self, nonce: str, address: str) -> ExecResult:
+        wanted = {
+            "nonce": nonce,
+            "runner": self.grading.runner,
+            "tests": TESTS_DIR,
+            "workdir": self.ctx.workdir,
+            "theirs": [self.ctx.workdir, *self.carried],
+            "socket": address,
+            "code_uid": CODE_UID,
+            "site": self._tools_shared(),
+            "env": {"PATH": self._path(), "LANG": "C.UTF-8", **self.package.verifier.env},
+        }
+        return await self.sandbox.exec(
+            self._python(SESSION),
+            user=TESTS_USER,
+            cwd="/",
+            stdin=msgspec.json.encode(wanted),
+            timeout_sec=self._timeout_sec(),
+            output_limit=max(_REPORT_LIMIT, _OUTPUT_LIMIT),
+            kill_leftovers=True,
+        )
+
+    def _python(self, program: str) -> list[str]:
+        flags = ["-I", "-B", *(["-S"] if self._tools_shared() else [])]
+        words = " ".join(shlex.quote(word) for word in [*flags, program])
+        line = f'for p in {self._interpreters()}; do [ -x "$p" ] && exec "$p" {words}; done; '
+        return ["/bin/sh", "-c", line + "echo 'there is no python3 here' >&2; exit 127"]
+
+    def _interpreters(self) -> str:
+        if self.grading.python is not None:
+            return shlex.quote(self.grading.python)
+        return " ".join(shlex.quote(f"{place}/python3") for place in self._path().split(":"))
+
+    def _path(self) -> str:
+        """The pristine image's PATH without what the agent's work may have put there."""
+        image = None if has_own_image(self.package) else self.ctx.image
+        own = image.env.get("PATH", _USUAL_PATH) if image else _USUAL_PATH
+        theirs = [self.ctx.workdir, *self.carried]
+        places = [p for p in own.split(":") if p.startswith("/") and not _overlap(p, theirs)]
+        return ":".join(places) or _USUAL_PATH
+
+    def _tools_shared(self) -> bool:
+        """Whether the agent may have changed the interpreter or its libraries."""
+        python = [self.grading.python] if self.grading.python else []
+        return self.distrusted or any(
+            _overlap(place, self.carried) for place in (*_TOOL_ROOTS, *python)
+        )
+
+    def _timeout_sec(self) -> float:
+        return self.package.verifier.timeout_sec * self.ctx.config.timeout_multiplier
+
+    def _keep_report(self, heard: Heard, canaries: Canaries) -> None:
+        cases = [case for case in heard.report.cases if case.id not in canaries.cases]
+        (self.folder / "report.json").write_bytes(
+            msgspec.json.format(msgspec.json.encode({"tests": cases}), indent=2)
+        )
+
+    def _hardening(self, heard: Heard, canaries: Canaries) -> dict[str, Any]:
+        facts = heard.facts
+        found: dict[str, Any] = {
+            "runner": f"{self.grading.runner} {facts.get('runner', facts.get('python', ''))}",
+            "user": facts.get("uid"),
+            "no_new_privileges": facts.get("NoNewPrivs") == "1",
+            "system_call_filter": facts.get("Seccomp") == "2",
+            "capabilities": facts.get("CapEff"),
+            "network": str(self.sandbox.spec.network.mode),
+            "report_channel": "closed" if facts.get("sealed") else "open to the same user",
+            "tools": "shared with the agent" if self._tools_shared() else "pristine",
+            "canaries": len(canaries.cases),
+        }
+        if heard.in_process:
+            found["in_process"] = heard.in_process
+        return found
+
+
+def _check_user(heard: Heard) -> None:
+    if heard.facts.get("uid") != TESTS_UID:
+        raise InvalidRewardError("tampered", "the tests did not run as the user that they must")
+
+
+async def _first_line(process: Process) -> str:
+    data = b""
+    while b"\n" not in data and len(data) < _LONGEST_PATH:
+        part = await process.read()
+        if not part:
+            break
+        data += part
+    return data.partition(b"\n")[0].decode(errors="replace")
+
+
+def _overlap(place: str, others: Sequence[str]) -> bool:
+    """Whether a path lies in one of the others, or one of them in it."""
+    one = posixpath.join(posixpath.normpath(place), "")
+    for other in others:
+        two = posixpath.join(posixpath.normpath(other), "")
+        if one.startswith(two) or two.startswith(one):
+            return True
+    return False
+
+
+def _keep_output(folder: Path, result: ExecResult) -> None:
+    (folder / "test-stdout.txt").write_bytes(result.stderr)
