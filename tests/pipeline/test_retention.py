@@ -7,8 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ramify.apps.pipeline.removal import in_use
-from ramify.apps.pipeline.retention import Swept, belongs_to, sweep
+from ramify.apps.pipeline.retention import Swept, belongs_to, held_run, sweep
 
 NOW = 1_700_000_000.0
 GIB = 1024**3
@@ -78,7 +77,7 @@ def test_a_running_run_is_never_taken(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from ramify.apps.pipeline.removal import in_use\n"
-        "with in_use(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "with held_run(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -95,7 +94,7 @@ def test_a_running_run_is_never_taken(tmp_path: Path) -> None:
 
 def test_a_run_can_be_held_again(tmp_path: Path) -> None:
     run = make_run(tmp_path, "a", 9000, finished=False)
-    with in_use(run):
+    with held_run(run):
         assert swept(tmp_path) == Swept()
     assert swept(tmp_path).runs == ("a",)
 
