@@ -170,7 +170,7 @@ RUBRIC_PY = """\
 from ramify import Judge, Rubric
 
 def wrote(completion):
-    return float("answer.txt" in str(completion))
+    return float(bool(completion))
 
 def made():
     return Rubric([wrote, length], weights=[1.0, 0.0])

@@ -49,11 +49,8 @@ class Scorers:
                 "scored; give a reward function"
             )
         how = compose.grading(task)
-        if how.kind == "script" and not package.verifier.tests and not package.verifier.separate:
-            raise ConfigError(
-                'is missing; it decides the reward, as the manifest has verifier.kind = "script"',
-                file=f"{package.path}/tests/test.sh",
-            )
+        if how.kind == "script":
+            _check_script(package)
         key = (None if how.kind == "script" else how, level)
         if key not in self._made:
             self._made[key] = compose.grader(how, level, self.judge)
@@ -68,7 +65,7 @@ def _check_script(package: TaskPackage) -> None:
     for settings in [step.verifier for step in package.steps] or [package.verifier]:
         places = [Path(package.path) / name for name in (settings.tests, *settings.more_tests)]
         bundled = not settings.tests and settings.separate  # in the verifier's own image
-        found = bundled or settings.command or settings.parser
+        found = bundled or settings.command or settings.parser or settings.grading
         if not found and not any(_holds_script(place) for place in places):
             raise ConfigError(
                 "is missing; it decides the reward, unless the manifest of the task's world has "
