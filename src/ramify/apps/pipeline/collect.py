@@ -10,11 +10,12 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ramify import compose
+from ramify.apps.pipeline.masks import Masker
 from ramify.apps.pipeline.pins import globs
 from ramify.apps.pipeline.records import Artifact, TestsReport
 from ramify.contracts.errors import InvalidRewardError
@@ -44,10 +45,12 @@ def keep_declared(upper: Path, target: Path, patterns: tuple[str, ...]) -> None:
                 _place(source, target, path)
 
 
-def read_reports(upper: Path | None, junit: Path, patterns: tuple[str, ...]) -> TestsReport | None:
+def read_reports(
+    upper: Path | None, junit: Path, patterns: tuple[str, ...], masker: Masker
+) -> TestsReport | None:
     """The tests that JUnit reports tell of: those in `junit`, and those that `patterns` match.
 
-    None when there is no report at all.
+    None when there is no report at all. Secrets are masked in what is told.
     """
     places = [(junit, path) for path in _walk(junit) if path.endswith(".xml")]
     if upper is not None:
@@ -60,12 +63,12 @@ def read_reports(upper: Path | None, junit: Path, patterns: tuple[str, ...]) -> 
         try:
             if data is None:
                 raise InvalidRewardError("malformed", f"has more than {_REPORT_MAX // MIB} MiB")
-            cases += compose.test_report("junit", data).cases
+            cases += compose.test_report("junit", masker.bytes(data)).cases
         except InvalidRewardError as error:
             unreadable.append(f"{path}: {error.message}")
     if not places:
         return None
-    counts = {status: 0 for status in ("passed", "failed", "skipped", "error")}
+    counts = dict.fromkeys(("passed", "failed", "skipped", "error"), 0)
     for case in cases:
         counts[case.status] += 1
     return TestsReport(
@@ -144,7 +147,7 @@ def _walk(root: Path) -> list[str]:
 
 
 @contextmanager
-def _opened(root: Path, path: str) -> Iterator[int]:
+def _opened(root: Path, path: str) -> Generator[int]:
     """A regular file below `root`, -1 for anything else."""
     place, _, name = path.rpartition("/")
     parent = _directory(root, place)
@@ -187,10 +190,8 @@ def _place(source: int, target: Path, path: str) -> None:
     try:
         *places, name = path.split("/")
         for place in places:
-            try:
+            with suppress(FileExistsError):
                 os.mkdir(place, 0o755, dir_fd=fd)
-            except FileExistsError:
-                pass
             below = os.open(place, _DIRECTORY, dir_fd=fd)
             os.close(fd)
             fd = below

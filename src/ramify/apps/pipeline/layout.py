@@ -21,12 +21,12 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
+from ramify.apps.pipeline.removal import remove_tree
+from ramify.apps.pipeline.retention import belongs_to
 from ramify.contracts.errors import ConfigError
 from ramify.contracts.sandbox import Mount
 
@@ -56,12 +56,13 @@ class RunDirectory:
     Args:
         root: ARTIFACT_DIR.
         run_id: unique.
+        repo: the repository that it is of.
 
     Raises:
         ConfigError: it cannot be made.
     """
 
-    def __init__(self, root: Path, run_id: str) -> None:
+    def __init__(self, root: Path, run_id: str, repo: Path) -> None:
         try:
             (root / "runs").mkdir(parents=True, exist_ok=True)
             (root / "cache").mkdir(exist_ok=True)
@@ -70,6 +71,7 @@ class RunDirectory:
             self.path.mkdir()
             (self.path / "logs").mkdir()
             self.work.mkdir(mode=0o711)
+            belongs_to(self.path, repo)
         except OSError as error:
             raise ConfigError(
                 f"the artifact directory cannot be written: {error.strerror}; give another with "
@@ -100,29 +102,31 @@ class RunDirectory:
                 os.chown(place, *owner)
         self.source("tmp").chmod(0o1777)
 
-    def mounts(self) -> tuple[Mount, ...]:
-        """What steps see of it; /tmp comes first, so that nothing else is hidden behind it."""
+    def mounts(self, cache: Path | None) -> tuple[Mount, ...]:
+        """What steps see of it; /tmp comes first, so that nothing else is hidden behind it.
+
+        `cache` is what they find in /artifacts/cache; whatever they do to it is dropped.
+        """
         places = {"/tmp": "tmp", **{f"{INSIDE}/{name}": name for name in (*_KEPT, *_PASSING)}}
-        return tuple(Mount(str(self.source(n)), target, "rw") for target, n in places.items())
+        found = {target: Mount(str(self.source(n)), target, "rw") for target, n in places.items()}
+        if cache is not None:
+            target = f"{INSIDE}/cache"
+            found[target] = Mount(str(cache), target, "cow", self.scratch("cache"))
+        return tuple(found.values())
+
+    def scratch(self, name: str) -> str:
+        """A new directory for what is written over a mount."""
+        place = self.work / f"over-{name}"
+        place.mkdir(mode=0o711)
+        return str(place)
+
+    def written_over(self, name: str) -> Path:
+        """Where what was written over a mount lies."""
+        return self.work / f"over-{name}" / "upper"
 
     def clear(self) -> None:
         """Remove what is of no use after the run. Blocks; raises OSError."""
-        _remove(self.work)
-
-
-def _remove(place: Path) -> None:
-    """Remove a tree that steps wrote: whatever its modes, and without following links."""
-
-    def unlock(_function: object, path: str, _error: object) -> None:
-        with suppress(OSError):
-            os.chmod(os.path.dirname(path), 0o700)
-            if os.path.isdir(path) and not os.path.islink(path):
-                os.chmod(path, 0o700)
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                os.unlink(path)
-
-    shutil.rmtree(place, onerror=unlock)
+        remove_tree(self.work)
 
 
 def log_names(names: list[str]) -> list[str]:

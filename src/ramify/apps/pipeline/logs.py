@@ -84,7 +84,7 @@ class StepLog:
         log: the step's own.
         combined: that of the run.
         masks: keeps secrets out of both.
-        follow: is given what was written, in pieces.
+        follow: is given what was written, in pieces; an empty one at the end.
     """
 
     def __init__(
@@ -107,6 +107,7 @@ class StepLog:
     def close(self) -> None:
         """The step's output ends here."""
         self._put(self._masks.close())
+        self._follow(b"")
         self._combined.end_line()
         self.log.close()
 

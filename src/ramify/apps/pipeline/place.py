@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,7 +28,9 @@ from ramify.contracts.sandbox import (
 
 DEFAULT_IMAGE = "debian:bookworm-slim"
 HOST = "host"
-_REPO_SCRATCH = "repo"
+REPO = "repo"
+"""Name of what steps write over the repository, in the run's directory."""
+
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _HOSTS = "RAMIFY_PACKAGE_HOSTS"
 _INDEXES = (
@@ -88,16 +91,25 @@ def step_environment(
     return {**env, **spec.env}
 
 
-def sandbox_spec(
-    spec: PipelineSpec, repo: Path, source: Path, run: RunDirectory, provider: SandboxProvider,
-    network: NetworkPolicy,
-) -> SandboxSpec:  # fmt: skip
-    """What the sandbox is made from. `source` is what steps see at `repo`.
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a sandbox stands on.
 
-    Makes the scratch directories of its mounts.
-
-    Raises: UnsupportedError (the provider cannot mount, or lacks an image), ConfigError.
+    `source` is what steps see at `repo`, `cache` what they find in their cache.
     """
+
+    repo: Path
+    source: Path
+    run: RunDirectory
+    cache: Path | None = None
+
+
+def sandbox_spec(spec: PipelineSpec, ground: Ground, provider: SandboxProvider) -> SandboxSpec:
+    """What the sandbox is made from. It begins without network; makes the mounts' directories.
+
+    Raises: UnsupportedError (the provider cannot mount, or limit), ConfigError.
+    """
+    repo, run = ground.repo, ground.run
     can = provider.capabilities()
     needed = {"rw", "ro"} if spec.repo_write == "deny" else {"rw", "cow"}
     if missing := sorted(needed - can.mounts):
@@ -112,9 +124,8 @@ def sandbox_spec(
         user=_user(repo, can),
         workdir=str(repo),
         limits=spec.limits,
-        network=network,
         lockdown=can.lockdown,
-        mounts=(*run.mounts(), *_repository(spec, repo, source, run)),
+        mounts=(*run.mounts(ground.cache), *_repository(spec, repo, ground.source, run)),
         read_only=True,
     )
     kept, lacking = compose.enforced(made, can)
@@ -142,21 +153,10 @@ def _repository(spec: PipelineSpec, repo: Path, source: Path, run: RunDirectory)
                     "`repo_write: guard`",
                     field="writable",
                 )
-            scratch = _fresh(run.work / f"writable-{number}")
+            scratch = run.scratch(f"writable-{number}")
             found.append(Mount(str(below), str(repo / place), "cow", scratch))
         return found
-    scratch = _fresh(run.work / _REPO_SCRATCH)
-    return [*found, Mount(str(source), str(repo), "cow", scratch)]
-
-
-def upper_of(run: RunDirectory) -> Path:
-    """Where what steps wrote over the repository lies."""
-    return run.work / _REPO_SCRATCH / "upper"
-
-
-def _fresh(place: Path) -> str:
-    place.mkdir(mode=0o711)
-    return str(place)
+    return [*found, Mount(str(source), str(repo), "cow", run.scratch(REPO))]
 
 
 def owner_of(repo: Path) -> tuple[int, int] | None:
@@ -174,13 +174,16 @@ def _user(repo: Path, can: Capabilities) -> str:
 
 
 def check_networks(
-    wishes: set[NetworkWish], env: Mapping[str, str], can: Capabilities, provider: str
+    steps: tuple[StepSpec, ...], env: Mapping[str, str], can: Capabilities, provider: str
 ) -> dict[NetworkWish, NetworkPolicy]:
     """The policies of all steps, before any of them runs.
 
     Raises: UnsupportedError (the provider cannot enforce one), ConfigError.
     """
-    policies = {wish: network_policy(wish, env) for wish in wishes}
+    policies: dict[NetworkWish, NetworkPolicy] = {}
+    for step in steps:
+        wish = network_wish(step)
+        policies[wish] = network_policy(wish, env)
     lacking = sorted({p.mode for p in policies.values()} - can.network)
     if lacking:
         raise UnsupportedError(
@@ -196,8 +199,8 @@ async def connect(sandbox: Sandbox, policy: NetworkPolicy) -> None:
     """
     if not isinstance(sandbox, Reconnects):
         raise UnsupportedError(
-            "the network of this sandbox cannot be changed between steps; give all steps the same "
-            "`network:`, or use --sandbox local"
+            "the network of this sandbox cannot be opened for one step; use --sandbox local or "
+            "--sandbox docker"
         )
     await sandbox.reconnect(policy)
 

@@ -44,8 +44,10 @@ class Snapshot:
         commit: what HEAD names; empty without git or before the first commit.
         tree: id of the git tree of `files`; `sha256:...` without git.
         base: path → the same, of HEAD's own tree.
+        staged: path → the same, of the index.
         git: how to read more of it, None without git.
         exclude: the rules of `.git/info/exclude`.
+        directories: everything above the files.
     """
 
     files: Mapping[str, TreeEntry]
@@ -53,6 +55,7 @@ class Snapshot:
     commit: str
     tree: str
     base: Mapping[str, TreeEntry]
+    staged: Mapping[str, TreeEntry]
     git: Git | None
     exclude: bytes = b""
     directories: frozenset[str] = field(default_factory=frozenset[str])
@@ -100,7 +103,7 @@ async def take_snapshot(repo: Path, shadow: Path) -> Snapshot:
                 files = {p: e for p, e in files.items() if not p.startswith(f"{path}/")}
                 files[path] = TreeEntry(GITLINK, at or entry.oid)
     tree = _plain_tree(files) if git is None else root if files == base else git.tree_oid(files)
-    return Snapshot(files, stamps, commit, tree, base, git, exclude, _directories(stamps))
+    return Snapshot(files, stamps, commit, tree, base, staged, git, exclude, _directories(stamps))
 
 
 async def changed_since(repo: Path, before: Snapshot) -> list[str]:

@@ -1,0 +1,343 @@
+"""One run of a pipeline, from the repository as it stands to the answer.
+
+The repository is read, never written: steps see it through a mount that keeps their writes apart,
+or read-only. What fails on our side is raised; whatever a step does is PASS or FAIL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ramify.apps.pipeline.cache import cache_entry, cache_key, keep_entry
+from ramify.apps.pipeline.collect import keep_declared, list_artifacts, read_reports
+from ramify.apps.pipeline.copying import copy_repository
+from ramify.apps.pipeline.events import Teller
+from ramify.apps.pipeline.guard import Change, Guarded, find_changes
+from ramify.apps.pipeline.layout import RunDirectory, new_run_id
+from ramify.apps.pipeline.logs import CombinedLog
+from ramify.apps.pipeline.masks import Masker
+from ramify.apps.pipeline.pins import Pin, globs, protected_changes, put_back
+from ramify.apps.pipeline.place import (
+    REPO,
+    Ground,
+    check_networks,
+    owner_of,
+    platform_name,
+    sandbox_spec,
+    spec_bytes,
+    step_environment,
+)
+from ramify.apps.pipeline.records import PipelineSpec, Response, RunEvent
+from ramify.apps.pipeline.removal import in_use
+from ramify.apps.pipeline.report import (
+    Facts,
+    Kept,
+    Verdict,
+    listed,
+    manifest_of,
+    masked,
+    names_of,
+    response_of,
+    sha256_of,
+    this_platform,
+    write_manifest,
+)
+from ramify.apps.pipeline.snapshot import Snapshot, changed_since, take_snapshot
+from ramify.apps.pipeline.steps import Look, Stage, Steps
+from ramify.contracts.context import Clock
+from ramify.contracts.errors import ConfigError, InfraError
+from ramify.contracts.sandbox import Sandbox, SandboxImage, SandboxProvider, SandboxSpec
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_INDEX = ".git/index"
+_LISTED = ("logs", "build", "junit", "snapshots")
+
+
+def _unheard(_event: RunEvent) -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What to verify, how, and where.
+
+    Attributes:
+        repo: the repository, as it stands.
+        spec: the pipeline.
+        provider: makes the sandbox.
+        clock: time.
+        artifacts: ARTIFACT_DIR.
+        pin: where the pipeline comes from; None when it came from outside of the repository.
+        host: variables of the host, of which steps get those that the pipeline names.
+        base: the commit that protected paths are compared with, where there is no pin.
+        run_id: unique; made up when None.
+        on_event: is told what happens, live.
+    """
+
+    repo: Path
+    spec: PipelineSpec
+    provider: SandboxProvider
+    clock: Clock
+    artifacts: Path
+    pin: Pin | None = None
+    host: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    base: str = ""
+    run_id: str | None = None
+    on_event: Callable[[RunEvent], None] = _unheard
+
+
+async def run_pipeline(request: RunRequest) -> Response:
+    """Verify a repository: a fresh sandbox, all steps in order, the answer.
+
+    On whichever way it ends nothing runs or is mounted any more, and the repository is as it was.
+
+    Raises:
+        ConfigError: the pipeline, the repository or the artifact directory is not usable.
+        UnsupportedError: the provider cannot do what the pipeline asks for.
+        InfraError: our side failed, a full disk included; the run counts for nothing.
+    """
+    repo = request.repo.resolve()
+    if not repo.is_dir():
+        raise ConfigError("is not a directory", str(request.repo))
+    if request.artifacts.resolve().is_relative_to(repo):
+        raise ConfigError(
+            "the artifact directory lies in the repository; set AGENT_ARTIFACT_DIR to another",
+            str(request.artifacts),
+        )
+    spec = request.spec
+    masker = Masker({name: request.host[name] for name in spec.secrets if request.host.get(name)})
+    run_id = request.run_id or new_run_id(request.clock.now())
+    directory = RunDirectory(request.artifacts, run_id, repo)
+    try:
+        with in_use(directory.path):
+            run = _Run(request, repo, directory, masker)
+            try:
+                return await run.go()
+            finally:
+                await asyncio.to_thread(directory.clear)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise InfraError(
+                f"the disk of {directory.root} is full; make room, or set AGENT_ARTIFACT_DIR"
+            ) from error
+        raise InfraError(f"{error.filename or directory.root}: {error.strerror}") from error
+
+
+class _Run:
+    """State and control flow of one run; used once."""
+
+    def __init__(
+        self, request: RunRequest, repo: Path, directory: RunDirectory, masker: Masker
+    ) -> None:
+        self.request, self.spec, self.repo = request, request.spec, repo
+        self.directory, self.masker, self.clock = directory, masker, request.clock
+        self.started = request.clock.now()
+        self.tell = Teller(directory.path.name, request.clock, request.on_event)
+        self.combined = CombinedLog(directory.logs / "combined.log")
+        self.steps = Steps(self.spec, directory, self.combined, masker, request.clock, self.tell)
+        self.snapshot: Snapshot | None = None
+        self.source = repo
+        self.restored: tuple[str, ...] = ()
+        self.platform = this_platform("", "", request.provider.name)
+        self.env: dict[str, str] = {}
+
+    async def go(self) -> Response:
+        """1. what is verified  2. what runs  3. is it still the same  4. the answer."""
+        try:
+            self.tell.run_started()
+            verdict = await self._verify()
+            self.steps.skip_rest()
+            return await self._answer(verdict)
+        finally:
+            self.combined.close()
+
+    async def _verify(self) -> Verdict:
+        pin = self.request.pin
+        if pin is not None and pin.changed:
+            self._note(
+                f"{pin.file} differs from the commit {pin.base[:12]} that it is pinned to; "
+                "commit it, or undo the change"
+            )
+            return Verdict("config_changed", f"{pin.file} was changed and is not committed")
+        shadow = self.directory.work / "git"
+        self.snapshot = await take_snapshot(self.repo, shadow)
+        refused = await self._pin_paths(self.snapshot)
+        if refused is not None:
+            return refused
+        verdict = await self._run_steps(self.snapshot)
+        moved = await self._moved(self.snapshot)
+        if moved and verdict.passed:
+            self._note(f"the repository changed while it was verified: {listed(moved)}")
+            return Verdict("moving_tree", f"changed meanwhile: {listed(moved)}; verify again")
+        return verdict
+
+    async def _pin_paths(self, snapshot: Snapshot) -> Verdict | None:
+        """Hold protected paths against the base; make a copy where steps are to see one."""
+        spec, pin = self.spec, self.request.pin
+        base = (pin.base if pin is not None else self.request.base) or snapshot.commit
+        changed = await protected_changes(self.repo, snapshot, base, spec.protected_paths)
+        if changed and spec.protected == "fail":
+            paths = sorted(changed)
+            self._note(f"protected paths are not as {base[:12]} has them: {listed(paths)}")
+            return Verdict("protected_changed", f"protected paths changed: {listed(paths)}")
+        if changed or spec.snapshot == "copy":
+            self.source = self.directory.work / "source"
+            await asyncio.to_thread(copy_repository, self.repo, self.source)
+            moved = await changed_since(self.repo, snapshot)
+            if moved:
+                return Verdict("moving_tree", f"changed meanwhile: {listed(moved)}; verify again")
+            if changed:
+                await put_back(self.source, snapshot, changed)
+                self.restored = tuple(sorted(changed))
+        return None
+
+    async def _run_steps(self, snapshot: Snapshot) -> Verdict:
+        spec, provider = self.spec, self.request.provider
+        await provider.probe()
+        can = provider.capabilities()
+        host_root = spec.image is None and can.host_root
+        self.env = step_environment(spec, self.repo, self.request.host, host_root=host_root)
+        known = {**self.request.host, **self.env}
+        policies = check_networks(spec.steps, known, can, provider.name)
+        await asyncio.to_thread(self.directory.furnish, owner_of(self.repo))
+        with self._cache(snapshot) as (cache, keep):
+            ground = Ground(self.repo, self.source, self.directory, cache)
+            made = sandbox_spec(spec, ground, provider)
+            image = await provider.prepare(made)
+            self.platform = this_platform(platform_name(made), image.digest, provider.name)
+            async with _sandbox(provider, made, image) as sandbox:
+                look = self._guard(snapshot) if spec.repo_write == "guard" else _see_nothing
+                stage = Stage(sandbox, self.repo, self.env, policies, look, self._free_bytes)
+                try:
+                    verdict = await self.steps.run_all(stage)
+                finally:
+                    await self.steps.aclose()
+            if verdict.passed:
+                await asyncio.to_thread(keep)
+            return verdict
+
+    @contextmanager
+    def _cache(self, snapshot: Snapshot) -> Generator[tuple[Path | None, Callable[[], None]]]:
+        """The cache that steps find, and what keeps theirs when they pass."""
+        wanted, spec = self.spec.cache, self.spec
+        if wanted is None:
+            yield None, lambda: None
+            return
+        rules, root = globs(wanted.key), self.directory.root / "cache"
+        files = {
+            path: entry.oid
+            for path, entry in snapshot.files.items()
+            if rules.ignored(path, is_directory=False)
+        }
+        where = f"{self.request.provider.name} {spec.image or ''}"
+        key = cache_key(self.repo, files, where, spec.steps)
+        made = self.directory.source("cache")
+
+        def keep() -> None:
+            keep_entry(root, key, made)
+
+        with cache_entry(root, key) as entry:
+            yield entry, keep if entry is None else lambda: None
+
+    def _guard(self, snapshot: Snapshot) -> Look:
+        upper = self.directory.written_over(REPO)
+        above, below = upper.stat(), self.source.stat()
+        what = Guarded(
+            repo=self.source,
+            upper=upper,
+            files=snapshot.files,
+            directories=snapshot.directories,
+            exclude=snapshot.exclude,
+            writable=self.spec.writable,
+            shift=(above.st_uid - below.st_uid, above.st_gid - below.st_gid),
+        )
+
+        async def look(lasting: bool) -> list[Change]:
+            found = await asyncio.to_thread(find_changes, what, lasting=lasting)
+            if any(change.path == _INDEX for change in found) and snapshot.git is not None:
+                now = await snapshot.git.index_of(upper / ".git" / "index")
+                if now == snapshot.staged:  # refreshed: what it names is what it named
+                    found = [change for change in found if change.path != _INDEX]
+            return found
+
+        return look
+
+    async def _moved(self, snapshot: Snapshot) -> list[str]:
+        if self.source != self.repo:
+            return []  # a copy was verified
+        return await changed_since(self.repo, snapshot)
+
+    async def _answer(self, verdict: Verdict) -> Response:
+        self.combined.close()
+        kept = await asyncio.to_thread(self._collect)
+        facts = self._facts()
+        reports = masked(tuple(self.steps.reports), self.masker)
+        manifest = manifest_of(facts, verdict, reports)
+        await asyncio.to_thread(write_manifest, self.directory.path, manifest)
+        message = self.masker.text(verdict.message)
+        self.tell.run_ended(manifest.status, message)
+        return response_of(manifest, message, kept)
+
+    def _collect(self) -> Kept:
+        upper = self.directory.written_over(REPO)
+        artifacts = tuple(p for step in self.spec.steps for p in step.artifacts)
+        reports = tuple(p for step in self.spec.steps for p in step.junit)
+        build, junit = self.directory.source("build"), self.directory.source("junit")
+        if build.is_dir():
+            keep_declared(upper, build, artifacts)
+        return Kept(
+            directory=self.directory.path,
+            output=self.combined.recent,
+            tests=read_reports(upper, junit, reports, self.masker),
+            artifacts=list_artifacts(self.directory.path, _LISTED),
+        )
+
+    def _facts(self) -> Facts:
+        pin, snapshot = self.request.pin, self.snapshot
+        data = pin.data if pin is not None else spec_bytes(self.spec)
+        base = pin.base if pin is not None else self.request.base
+        given = {name: "" for step in self.spec.steps for name in step.env}
+        return Facts(
+            run_id=self.directory.path.name,
+            started=self.started,
+            ended=self.clock.now(),
+            snapshot=snapshot,
+            base=base,
+            pipeline_sha256=sha256_of(data),
+            unpinned=pin.unpinned if pin is not None else False,
+            spec=self.spec,
+            env_names=names_of(self.env, given),
+            platform=self.platform,
+            restored=self.restored,
+            changed=(pin.file,) if pin is not None and pin.changed else (),
+        )
+
+    def _note(self, text: str) -> None:
+        """A line of ours in the log of the run, where no step says it."""
+        self.combined.end_line()
+        self.combined.write(f"[ramify] {self.masker.text(text)}\n".encode("utf-8", "replace"))
+
+    def _free_bytes(self) -> int:
+        facts = os.statvfs(self.directory.path)
+        return facts.f_bavail * facts.f_frsize
+
+
+async def _see_nothing(_lasting: bool) -> list[Change]:
+    return []
+
+
+@asynccontextmanager
+async def _sandbox(
+    provider: SandboxProvider, spec: SandboxSpec, image: SandboxImage
+) -> AsyncGenerator[Sandbox]:
+    sandbox = await provider.create(spec, image)
+    try:
+        yield sandbox
+    finally:
+        await sandbox.teardown()
