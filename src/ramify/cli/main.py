@@ -19,6 +19,7 @@ FAILED, USAGE, INFRASTRUCTURE, INTERRUPTED = 1, 2, 3, 130
 
 COMMANDS = {
     "run": "Run an agent on tasks and score the result.",
+    "verify": "Run a repository's own build and tests in a sandbox, as its agent.yaml says.",
     "tree": "Print a rollout's tree.",
     "score": "Score a finished job again, without running agents.",
     "export": "Write a finished job in another format.",

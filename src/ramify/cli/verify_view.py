@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from ramify.apps.pipeline.place import network_wish
 from ramify.apps.pipeline.records import PipelineSpec, Response, RunEvent, StepReport
 from ramify.cli.present import seconds_text
 
@@ -229,9 +230,8 @@ def plan_lines(spec: PipelineSpec, facts: dict[str, str]) -> Iterator[Renderable
     for name in ("step", "network", "timeout", "command"):
         table.add_column(name, overflow="fold")
     for step in spec.steps:
-        network = step.network or ("full" if step.name == "install" else "none")
         timeout = "-" if step.timeout_sec is None else seconds_text(step.timeout_sec)
-        table.add_row(step.name, network, timeout, step.command.strip())
+        table.add_row(step.name, network_wish(step), timeout, step.command.strip())
     yield table
     yield Text()
     for name, value in facts.items():
@@ -241,6 +241,3 @@ def plan_lines(spec: PipelineSpec, facts: dict[str, str]) -> Iterator[Renderable
 def _safe(text: str) -> str:
     """A name from the inside, with nothing in it that a terminal would obey."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
-Listener = Callable[[RunEvent], None]

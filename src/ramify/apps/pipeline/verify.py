@@ -1,0 +1,169 @@
+"""Verification as a person asks for it: which pipeline, where, one at a time, and old runs go."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from ramify import compose
+from ramify.apps.pipeline.config import parse_pipeline
+from ramify.apps.pipeline.layout import artifact_root, new_run_id
+from ramify.apps.pipeline.lock import repository_lock
+from ramify.apps.pipeline.pins import Pin, find_pin
+from ramify.apps.pipeline.place import HOST
+from ramify.apps.pipeline.records import PipelineSpec, Response, RunEvent
+from ramify.apps.pipeline.report import stamp
+from ramify.apps.pipeline.retention import belongs_to, sweep
+from ramify.apps.pipeline.run import RunRequest, run_pipeline
+from ramify.contracts.context import Clock
+from ramify.contracts.errors import ConfigError, InfraError, UnsupportedError
+from ramify.contracts.sandbox import SandboxProvider
+from ramify.engine.clock import SystemClock
+
+_PREFERRED = ("docker", "local")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """What is asked for.
+
+    Attributes:
+        repo: the repository.
+        sandbox: provider; None: docker where it works, else local.
+        image: in place of the pipeline's; `host` for the host's own root, read-only.
+        base: commit that the pipeline and protected paths come from; None: HEAD.
+        wait: wait while somebody else verifies the repository, instead of refusing.
+        host: variables of the host.
+        clock: time.
+    """
+
+    repo: Path
+    sandbox: str | None = None
+    image: str | None = None
+    base: str | None = None
+    wait: bool = False
+    host: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    clock: Clock = field(default_factory=SystemClock)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What will be run, and where.
+
+    Attributes:
+        options: what was asked for.
+        spec: the pipeline.
+        pin: where it comes from.
+        sandbox: name of the provider; `why` says why not the preferred one, if so.
+        artifacts: ARTIFACT_DIR.
+    """
+
+    options: VerifyOptions
+    spec: PipelineSpec
+    pin: Pin
+    sandbox: str
+    why: str
+    artifacts: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The answer, and the directory of the run."""
+
+    response: Response
+    directory: Path
+
+
+async def plan_verification(options: VerifyOptions) -> Planned:
+    """Find the pipeline and the sandbox; nothing is made or run.
+
+    Raises: ConfigError (no repository, no pipeline, or a wrong one), UnsupportedError.
+    """
+    repo = options.repo
+    if not await asyncio.to_thread(repo.is_dir):
+        there = await asyncio.to_thread(repo.exists)
+        raise ConfigError("is not a directory" if there else "does not exist", file=str(repo))
+    pin = await find_pin(repo, options.base)
+    spec = parse_pipeline(pin.data, pin.file)
+    if options.image is not None:
+        image = None if options.image == HOST else options.image
+        spec = msgspec.structs.replace(spec, image=image)
+    sandbox, why = await _choose(options.sandbox)
+    return Planned(options, spec, pin, sandbox, why, artifact_root(None, options.host))
+
+
+async def run_planned(
+    planned: Planned, *, emit: Callable[[RunEvent], None], say: Callable[[str], None]
+) -> Verified:
+    """Run it, and remove runs that are older than what is kept.
+
+    `emit` gets what happens in the run, `say` lines for a person besides that.
+
+    Raises: as `run_pipeline`; InfraError (somebody else verifies the repository).
+    """
+    options, spec = planned.options, planned.spec
+    repo = options.repo.resolve()
+    now = options.clock.now()
+    run_id = new_run_id(now)
+    lock = repository_lock(
+        planned.artifacts, repo, run_id=run_id, since=stamp(now), wait=options.wait, on_wait=say
+    )
+    directory = planned.artifacts / "runs" / run_id
+    provider = compose.sandbox_provider(planned.sandbox)
+    try:
+        async with lock:
+            request = RunRequest(
+                repo=repo, spec=spec, provider=provider, clock=options.clock,
+                artifacts=planned.artifacts, pin=planned.pin, host=options.host, run_id=run_id,
+                on_event=emit,
+            )  # fmt: skip
+            response = await run_pipeline(request)
+            await asyncio.to_thread(belongs_to, directory, repo)
+            swept = await asyncio.to_thread(
+                sweep,
+                planned.artifacts,
+                repo,
+                keep_runs=spec.retention.runs,
+                keep_bytes=spec.retention.max_bytes,
+                now=options.clock.now(),
+            )
+    finally:
+        await provider.aclose()
+    for problem in swept.problems:
+        say(f"an old run could not be removed: {problem}")
+    return Verified(response, directory)
+
+
+async def _choose(name: str | None) -> tuple[str, str]:
+    """The sandbox that works here, and why it is not the first choice.
+
+    Raises: UnsupportedError: the one asked for does not work, or none does.
+    """
+    if name is not None:
+        problem = await _problem(compose.sandbox_provider(name))
+        if problem:
+            raise UnsupportedError(f"sandbox `{name}`: {problem}")
+        return name, ""
+    problems: list[str] = []
+    for each in _PREFERRED:
+        problem = await _problem(compose.sandbox_provider(each))
+        if not problem:
+            return each, "; ".join(problems)
+        problems.append(f"{each}: {problem}")
+    raise UnsupportedError(f"no sandbox works here: {'; '.join(problems)}")
+
+
+async def _problem(provider: SandboxProvider) -> str:
+    """Why a provider does not work here; empty where it does."""
+    try:
+        report = await provider.probe()
+    except InfraError as error:
+        return str(error)
+    finally:
+        await provider.aclose()
+    return "" if report.ok else "; ".join(filter(None, (report.detail, report.remedy)))
