@@ -164,6 +164,23 @@ class StepTable(_Table, frozen=True):
     artifacts: list[_Text | ArtifactTable] = []
 
 
+class TestsTable(_Table, frozen=True):
+    """`[ramify.tests]`: how single tests are graded, in place of a reward file.
+
+    Either `runner`: ours runs the tests, there is no test.sh; or `report`: test.sh leaves a report
+    of that format as `report_path` below /logs/verifier. `expected` are ids of the tests that must
+    pass, `fraction` makes the reward the part of them that does. `python` is the interpreter
+    inside that has the runner.
+    """
+
+    runner: Literal["pytest", "unittest"] | None = None
+    python: _Text | None = None
+    report: Literal["junit", "ctrf", "tap"] | None = None
+    report_path: _Text | None = None
+    expected: list[_Text] = []
+    fraction: bool = False
+
+
 class RamifyTable(_Table, frozen=True):
     """`[ramify]`: what Harbor's format has no word for.
 
@@ -173,6 +190,7 @@ class RamifyTable(_Table, frozen=True):
     directory or absolute. `needs` names programs that must exist inside. `reward_range` is
     (minimum, maximum). `isolation` fixes how much of the agent's state the verifier may see.
     `world` is the manifest of the world that the task is set in, relative to the task directory.
+    `tests` has single tests graded.
     """
 
     image_free: bool = False
@@ -184,6 +202,7 @@ class RamifyTable(_Table, frozen=True):
     reward_range: tuple[float, float] = (0.0, 1.0)
     isolation: IsolationLevel | None = None
     world: _Text | None = None
+    tests: TestsTable | None = None
 
 
 class TaskToml(_Table, frozen=True):

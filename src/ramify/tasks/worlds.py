@@ -9,10 +9,11 @@ import msgspec
 
 from ramify.contracts.errors import ConfigError
 from ramify.contracts.sandbox import BuildSpec, ComposeSpec, NetworkPolicy, SandboxSpec
-from ramify.contracts.task import TaskStep, VerifierSettings
+from ramify.contracts.task import IsolationLevel, TaskStep, VerifierSettings
 from ramify.tasks.buildroot import build_spec
 from ramify.tasks.dockerfile import workdir_of_dockerfile
 from ramify.tasks.fields import Fields, healthcheck, user_name
+from ramify.tasks.grading import test_grading
 from ramify.tasks.schema import EnvironmentTable, RamifyTable, StepTable, TaskToml, VerifierTable
 from ramify.tasks.texts import read_text
 
@@ -119,7 +120,13 @@ class Worlds:
         sandbox, bundled = (
             self._verifier_sandbox(agent, step, network) if separate else (None, False)
         )
-        tests, more = ("", ()) if bundled else self._tests(step)
+        grading = test_grading(self.fields, self.native.tests, steps=step is not None)
+        ours = grading is not None and grading.runner is not None
+        tests, more = ("", ()) if bundled else self._tests(step, needs_script=not ours)
+        if ours and (own.user if own.user is not None else task.user) is not None:
+            raise self.fields.error(
+                "verifier.user", "our own runner has users of its own; remove it"
+            )
         collect = (*task.collect, *(own.collect if step is not None else ()))
         return VerifierSettings(
             tests=tests,
@@ -129,11 +136,18 @@ class Worlds:
             user=user_name(own.user if own.user is not None else task.user),
             network=network,
             reward_range=self.native.reward_range,
-            isolation=self.native.isolation,
+            isolation=self._isolation(step, ours=ours),
             separate=separate,
             sandbox=sandbox,
             collect=self.fields.collect("verifier.collect", collect),
+            grading=grading,
         )
+
+    def _isolation(self, step: StepTable | None, *, ours: bool) -> IsolationLevel | None:
+        """The level of the task. Our own runner wants a pristine Python, so a fresh sandbox."""
+        if self.native.isolation is not None or not ours or step is not None:
+            return self.native.isolation
+        return IsolationLevel.OUTPUTS if self.native.outputs else IsolationLevel.WORKDIR
 
     def _separate(self, table: VerifierTable) -> bool:
         if table.environment_mode == "shared" and table.environment is not None:
@@ -186,8 +200,8 @@ class Worlds:
             network=network,
         ), False
 
-    def _tests(self, step: StepTable | None) -> tuple[str, tuple[str, ...]]:
-        """The directories of tests, the later laid over the earlier; one holds test.sh.
+    def _tests(self, step: StepTable | None, *, needs_script: bool) -> tuple[str, tuple[str, ...]]:
+        """The directories of tests, the later laid over the earlier; one holds the script.
 
         None of them where the task names a world, whose manifest may have another verifier.
         """
@@ -197,7 +211,12 @@ class Worlds:
         found = [place for place in places if (self.root / place).is_dir()]
         if not found and self.native.world is not None:
             return "", ()
-        if not any((self.root / place / "test.sh").is_file() for place in found):
+        if not needs_script:
+            if not found:
+                raise ConfigError(
+                    "is missing; the tests in it decide the reward", file=str(self.root / places[0])
+                )
+        elif not any((self.root / place / "test.sh").is_file() for place in found):
             raise ConfigError(
                 "is missing; it decides the reward", file=str(self.root / places[-1] / "test.sh")
             )

@@ -93,8 +93,8 @@ def _line(raw: bytes, prefix: bytes, number: int) -> _Line:
 def _lacking(runner: str, python: str) -> ConfigError:
     return ConfigError(
         f"{python} in the verifier's sandbox has no {runner}; install it in the task's image, "
-        'name the Python that has it as [ramify.verifier] python, or use runner = "unittest"',
-        field="ramify.verifier.runner",
+        'name the Python that has it as [ramify.tests] python, or use runner = "unittest"',
+        field="ramify.tests.runner",
     )
 
 

@@ -39,7 +39,7 @@ def expected_tests(tests: Path, runner: str) -> tuple[str, ...]:
     if not found:
         raise ConfigError(
             f"holds no test that `{runner}` would find; name the files {' or '.join(patterns)}, "
-            "or list the tests as [ramify.verifier] expected",
+            "or list the tests as [ramify.tests] expected",
             file=str(tests),
         )
     return tuple(dict.fromkeys(found))

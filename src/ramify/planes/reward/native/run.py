@@ -103,7 +103,7 @@ class NativeRun:
                 raise ConfigError(
                     "the tests lie in the verifier's own image, where `runner` cannot run them",
                     file=self.package.path,
-                    field="ramify.verifier.runner",
+                    field="ramify.tests.runner",
                 )
             expected = self.grading.expected or await asyncio.to_thread(
                 expected_tests, tests, runner
