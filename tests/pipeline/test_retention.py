@@ -76,7 +76,7 @@ def test_a_running_run_is_never_taken(tmp_path: Path) -> None:
     run = make_run(tmp_path, "going", 9000, finished=False)
     code = (
         "import sys; from pathlib import Path\n"
-        "from ramify.apps.pipeline.retention import in_use\n"
+        "from ramify.apps.pipeline.retention import held_run\n"
         "with held_run(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
