@@ -150,8 +150,7 @@ def report_lines(response: Response, out: Console, run: Path) -> Iterator[Render
     yield Text()
     if not response.passed:
         yield from _failure(response)
-    status = Text(response.status, style=_COLOURS[response.status])
-    yield status.append(" " * 6).append(response.message, style="")
+    yield _marked(f"{response.status:<10}", _COLOURS[response.status], response.message)
     if tests := response.tests:
         counts = f"{tests.passed} passed, {tests.failed} failed, {tests.skipped} skipped"
         yield Text(f"tests     {counts}")
@@ -173,14 +172,14 @@ def report_lines(response: Response, out: Console, run: Path) -> Iterator[Render
 def _failure(response: Response) -> Iterator[RenderableType]:
     """Why it failed: forbidden writes, failing tests, and the end of the output."""
     for violation in response.write_violations[:_SHOWN]:
-        line = Text(f"{violation.kind:<8}", style="bold red")
-        yield line.append(f"{_safe(violation.path)}  (step {violation.step})", style="")
+        said = f"{_safe(violation.path)}  (step {violation.step})"
+        yield _marked(f"{violation.kind:<8}", "bold red", said)
     if (more := len(response.write_violations) - _SHOWN) > 0:
         yield Text(f"... and {more} more")
     if tests := response.tests:
         failing = [case for case in tests.items if case.status in ("failed", "error")]
         for case in failing[:_SHOWN]:
-            line = Text(f"{case.status:<8}", style="bold red").append(_safe(case.id), style="")
+            line = _marked(f"{case.status:<8}", "bold red", _safe(case.id))
             said = case.message.strip().splitlines()
             yield line.append(f"  {_safe(said[0])[:200]}" if said else "", style="dim")
         if (more := len(failing) - _SHOWN) > 0:
@@ -236,6 +235,10 @@ def plan_lines(spec: PipelineSpec, facts: dict[str, str]) -> Iterator[Renderable
     yield Text()
     for name, value in facts.items():
         yield Text(f"{name:<10}{value}")
+
+
+def _marked(mark: str, style: str, text: str) -> Text:
+    return Text().append(mark, style=style).append(text)
 
 
 def _safe(text: str) -> str:

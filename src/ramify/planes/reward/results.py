@@ -171,7 +171,8 @@ def _events(value: object) -> tuple[RewardEvent, ...] | None:
 def _renamed(event: RewardEvent, function: str) -> RewardEvent:
     if event.name == function or event.name.startswith(f"{function}."):
         return event
-    return msgspec.structs.replace(event, name=f"{function}.{event.name}")
+    own = event.name == function.rpartition(".")[2]
+    return msgspec.structs.replace(event, name=function if own else f"{function}.{event.name}")
 
 
 def _weakest(levels: Sequence[str | None]) -> str | None:

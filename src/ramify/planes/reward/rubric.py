@@ -116,12 +116,14 @@ class Rubric:
             name: what it is called; by default its own name.
             space, granularity: what its signal is about.
             group: it compares siblings, though none of its arguments' names says so.
-            timeout_sec: other than the rubric's.
+            timeout_sec: by default the function's own `timeout_sec`, if it has one, else the
+                rubric's.
 
         Raises:
             ConfigError: as for the rubric.
         """
         own = name or short_name(func)
+        limit: float = getattr(func, "timeout_sec", self._timeout_sec)
         part = make_part(
             func,
             self._supplies,
@@ -130,7 +132,7 @@ class Rubric:
             space=space,
             granularity=granularity,
             group=group,
-            timeout_sec=self._timeout_sec if timeout_sec is None else timeout_sec,
+            timeout_sec=limit if timeout_sec is None else timeout_sec,
         )
         check_unique([*(p.name for p in self._parts), part.name])
         self._parts = (*self._parts, part)

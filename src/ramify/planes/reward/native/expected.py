@@ -51,13 +51,15 @@ def _tests(tree: ast.Module, runner: str) -> Iterator[str]:
         if isinstance(node, ast.ClassDef):
             classes[node.name] = node
             yield from _tests_of_class(node, classes, runner)
-        elif runner == "pytest" and _is_test(node):
-            yield node.name
+        elif runner == "pytest" and (name := _test_name(node)):
+            yield name
 
 
-def _is_test(node: ast.stmt) -> bool:
-    kinds = ast.FunctionDef | ast.AsyncFunctionDef
-    return isinstance(node, kinds) and node.name.startswith("test")
+def _test_name(node: ast.stmt) -> str:
+    """The name of a test function; empty for anything else."""
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return ""
+    return node.name if node.name.startswith("test") else ""
 
 
 def _tests_of_class(
@@ -73,8 +75,8 @@ def _tests_of_class(
         return
     for one in lineage:
         for method in one.body:
-            if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef) and _is_test(method):
-                yield f"{node.name}::{method.name}"
+            if name := _test_name(method):
+                yield f"{node.name}::{name}"
     if runner == "pytest":
         for inner in node.body:
             if isinstance(inner, ast.ClassDef):

@@ -45,7 +45,9 @@ class _Reader:
                 self.cases.refuse("a case stands outside of any suite")
             self._case, self._status, self._message = attributes, "passed", ""
         elif tag in _OUTCOMES and self._case is not None and self._path[-1] == "testcase":
-            self._status = max(self._status, _OUTCOMES[tag], key=_WORST.index)
+            found = _OUTCOMES[tag]
+            if _WORST.index(found) > _WORST.index(self._status):
+                self._status = found
             self._message += attributes.get("message", "")[:_MESSAGE_PART]
         self._path.append(tag)
 
@@ -93,7 +95,7 @@ def parse_junit(data: bytes) -> SuiteReport:
     """
     reader = _Reader()
 
-    def forbidden(*_parts: object) -> None:
+    def forbidden(*_parts: object) -> int:
         reader.cases.refuse("it declares a document type or an entity")
 
     parser = expat.ParserCreate(namespace_separator="}")

@@ -17,7 +17,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 __all__ = ["CallFailed", "Completed", "isolated_call", "isolated_run"]
 
@@ -135,10 +135,10 @@ def _ask(request: dict[str, Any], timeout_sec: float) -> dict[str, Any]:
     except (OSError, EOFError) as error:
         raise CallFailed("crashed", f"the isolated process is gone ({error})") from None
     if "failed" in answer:
-        failed = answer["failed"]
-        if isinstance(failed, list) and len(failed) == 3:
-            raise CallFailed(*(str(part)[:4000] for part in failed))
-        raise CallFailed("crashed", "the isolated process gave no proper answer")
+        failed: Any = answer["failed"]
+        if not isinstance(failed, list) or len(cast("list[Any]", failed)) != 3:
+            raise CallFailed("crashed", "the isolated process gave no proper answer")
+        raise CallFailed(*(str(part)[:4000] for part in cast("list[Any]", failed)))
     return answer
 
 
@@ -158,7 +158,7 @@ def _answer(line: socket.socket) -> dict[str, Any]:
         raise OSError("its answer is no JSON") from None
     if not isinstance(answer, dict):
         raise OSError("its answer is no object")
-    return answer
+    return cast("dict[str, Any]", answer)
 
 
 def _read(line: socket.socket, size: int) -> bytes:

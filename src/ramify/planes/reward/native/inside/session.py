@@ -204,7 +204,7 @@ def run_unittest(tests: str, channel: Channel) -> int:
             channel.case(relative, "error", 0.0, f"{type(error).__name__}: {error}")
 
     def name_of(test: Any) -> str:
-        kind = type(test)
+        kind: type[Any] = type(test)
         file = files.get(kind.__module__, kind.__module__)
         method = getattr(test, "_testMethodName", str(test))
         return f"{file}::{kind.__qualname__.replace('.', '::')}::{method}"
