@@ -124,7 +124,8 @@ async def _verify(options: VerifyOptions, follow: bool, as_json: bool) -> int:
     else:
         if not live:
             out.print()
-        for line in report_lines(outcome.response, out, outcome.directory):
+        shown = report_lines(outcome.response, outcome.directory, width=out.width, tail=not follow)
+        for line in shown:
             out.print(line, soft_wrap=True)
     return 0 if outcome.response.passed else FAILED
 
@@ -132,7 +133,7 @@ async def _verify(options: VerifyOptions, follow: bool, as_json: bool) -> int:
 async def _show_plan(options: VerifyOptions, as_json: bool) -> int:
     planned = await plan_verification(options)
     if as_json:
-        _print_record({"pipeline": planned.spec, **_facts(planned)})
+        _print_record({"verification": planned.spec, **_facts(planned)})
         return 0
     out = console()
     for line in plan_lines(planned.spec, _facts(planned)):
@@ -148,7 +149,7 @@ def _facts(planned: Planned) -> dict[str, str]:
     return {
         "pipeline": f"{CONFIG_FILE} of {where}",
         "sandbox": planned.sandbox + (f" ({planned.why})" if planned.why else ""),
-        "image": planned.spec.image or "-",
+        "image": planned.image,
         "writes": planned.spec.repo_write,
         "artifacts": str(planned.artifacts),
     }

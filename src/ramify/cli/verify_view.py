@@ -44,7 +44,6 @@ class VerifyView:
     _ended: dict[int, tuple[str, float]] = field(default_factory=dict[int, tuple[str, float]])
     _running: tuple[int, float] | None = None
     _line: str = ""
-    _open: bool = False
 
     def emit(self, event: RunEvent) -> None:
         """Note what happens."""
@@ -53,14 +52,15 @@ class VerifyView:
                 self._running = (event.number, asyncio.get_running_loop().time())
                 self._line = ""
                 if self.follow:
-                    self._print(Text(f"── {self._title(event.number)}", style="bold"))
+                    title = Text(f"── {self._title(event.number)}", style="bold")
+                    self.console.print(title, soft_wrap=True)
             case "output":
                 self._output(event.text)
             case "step_ended":
                 self._running = None
                 self._ended[event.number] = (event.status, event.duration_ms / 1000)
                 if not self.live:
-                    self._print(self._ending(event))
+                    self.console.print(self._ending(event), soft_wrap=True)
             case "run_started" | "run_ended":
                 pass
 
@@ -82,16 +82,9 @@ class VerifyView:
 
     def _output(self, text: str) -> None:
         if self.follow:
-            self.console.print(Text(text), end="", soft_wrap=True)
-            self._open = not text.endswith("\n")
+            self.console.print(Text(text), soft_wrap=True)
         elif lines := [line for line in text.splitlines() if line.strip()]:
             self._line = lines[-1]
-
-    def _print(self, text: Text) -> None:
-        if self._open:
-            self.console.print()
-            self._open = False
-        self.console.print(text, soft_wrap=True)
 
     def _title(self, number: int) -> str:
         return f"{number}/{len(self.steps)} {self.steps[number - 1]}"
@@ -144,12 +137,14 @@ def _around(numbers: range, middle: int, room: int) -> range:
     return range(first, first + room)
 
 
-def report_lines(response: Response, out: Console, run: Path) -> Iterator[RenderableType]:
-    """What came of a run, for a person; `run` is its directory."""
-    yield _steps_table(response.manifest.steps, run, out.width)
+def report_lines(
+    response: Response, run: Path, *, width: int, tail: bool
+) -> Iterator[RenderableType]:
+    """What came of a run, for a person; `run` is its directory, `tail`: with the last output."""
+    yield _steps_table(response.manifest.steps, run, width)
     yield Text()
     if not response.passed:
-        yield from _failure(response)
+        yield from _failure(response, _TAIL_LINES if tail else 0)
     yield _marked(f"{response.status:<10}", _COLOURS[response.status], response.message)
     if tests := response.tests:
         counts = f"{tests.passed} passed, {tests.failed} failed, {tests.skipped} skipped"
@@ -169,7 +164,7 @@ def report_lines(response: Response, out: Console, run: Path) -> Iterator[Render
     yield Text(f"artifacts {run}")
 
 
-def _failure(response: Response) -> Iterator[RenderableType]:
+def _failure(response: Response, tail: int) -> Iterator[RenderableType]:
     """Why it failed: forbidden writes, failing tests, and the end of the output."""
     for violation in response.write_violations[:_SHOWN]:
         said = f"{_safe(violation.path)}  (step {violation.step})"
@@ -184,8 +179,7 @@ def _failure(response: Response) -> Iterator[RenderableType]:
             yield line.append(f"  {_safe(said[0])[:200]}" if said else "", style="dim")
         if (more := len(failing) - _SHOWN) > 0:
             yield Text(f"... and {more} more failing tests")
-    lines = response.tail_log.splitlines()[-_TAIL_LINES:]
-    if lines:
+    if tail and (lines := response.tail_log.splitlines()[-tail:]):
         yield Text("\n".join(f"│ {line}" for line in lines), style="dim")
         yield Text()
 

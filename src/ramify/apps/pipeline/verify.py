@@ -15,14 +15,13 @@ from ramify.apps.pipeline.config import parse_pipeline
 from ramify.apps.pipeline.layout import artifact_root, new_run_id
 from ramify.apps.pipeline.lock import repository_lock
 from ramify.apps.pipeline.pins import Pin, find_pin
-from ramify.apps.pipeline.place import HOST
+from ramify.apps.pipeline.place import DEFAULT_IMAGE, HOST
 from ramify.apps.pipeline.records import PipelineSpec, Response, RunEvent
 from ramify.apps.pipeline.report import stamp
 from ramify.apps.pipeline.retention import belongs_to, sweep
 from ramify.apps.pipeline.run import RunRequest, run_pipeline
 from ramify.contracts.context import Clock
 from ramify.contracts.errors import ConfigError, InfraError, UnsupportedError
-from ramify.contracts.sandbox import SandboxProvider
 from ramify.engine.clock import SystemClock
 
 _PREFERRED = ("docker", "local")
@@ -60,6 +59,7 @@ class Planned:
         spec: the pipeline.
         pin: where it comes from.
         sandbox: name of the provider; `why` says why not the preferred one, if so.
+        image: what the steps run in, `host` for the host's own root.
         artifacts: ARTIFACT_DIR.
     """
 
@@ -68,6 +68,7 @@ class Planned:
     pin: Pin
     sandbox: str
     why: str
+    image: str
     artifacts: Path
 
 
@@ -93,8 +94,14 @@ async def plan_verification(options: VerifyOptions) -> Planned:
     if options.image is not None:
         image = None if options.image == HOST else options.image
         spec = msgspec.structs.replace(spec, image=image)
-    sandbox, why = await _choose(options.sandbox)
-    return Planned(options, spec, pin, sandbox, why, artifact_root(None, options.host))
+    sandbox, why, host_root = await _choose(options.sandbox)
+    if options.image == HOST and not host_root:
+        raise UnsupportedError(
+            f"sandbox `{sandbox}` cannot use this machine's own root; use --sandbox local"
+        )
+    image = spec.image or (HOST if host_root else DEFAULT_IMAGE)
+    artifacts = artifact_root(None, options.host)
+    return Planned(options, spec, pin, sandbox, why, image, artifacts)
 
 
 async def run_planned(
@@ -139,31 +146,22 @@ async def run_planned(
     return Verified(response, directory)
 
 
-async def _choose(name: str | None) -> tuple[str, str]:
-    """The sandbox that works here, and why it is not the first choice.
+async def _choose(name: str | None) -> tuple[str, str, bool]:
+    """The sandbox that works here, why it is not the first choice, and if it has the host's root.
 
     Raises: UnsupportedError: the one asked for does not work, or none does.
     """
-    if name is not None:
-        problem = await _problem(compose.sandbox_provider(name))
-        if problem:
-            raise UnsupportedError(f"sandbox `{name}`: {problem}")
-        return name, ""
     problems: list[str] = []
-    for each in _PREFERRED:
-        problem = await _problem(compose.sandbox_provider(each))
-        if not problem:
-            return each, "; ".join(problems)
-        problems.append(f"{each}: {problem}")
-    raise UnsupportedError(f"no sandbox works here: {'; '.join(problems)}")
-
-
-async def _problem(provider: SandboxProvider) -> str:
-    """Why a provider does not work here; empty where it does."""
-    try:
-        report = await provider.probe()
-    except InfraError as error:
-        return str(error)
-    finally:
-        await provider.aclose()
-    return "" if report.ok else "; ".join(filter(None, (report.detail, report.remedy)))
+    for each in _PREFERRED if name is None else (name,):
+        provider = compose.sandbox_provider(each)
+        try:
+            report = await provider.probe()
+            if report.ok:
+                return each, "; ".join(problems), provider.capabilities().host_root
+            why = "; ".join(filter(None, (report.detail, report.remedy)))
+        except InfraError as error:
+            why = str(error)
+        finally:
+            await provider.aclose()
+        problems.append(f"sandbox `{each}`: {why}")
+    raise UnsupportedError("; ".join(problems))
