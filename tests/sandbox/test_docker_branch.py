@@ -59,7 +59,8 @@ async def built(
 ) -> AsyncIterator[SandboxSpec]:
     """An image that says everything that an image can say of how it is run."""
     context = tmp_path_factory.mktemp("context")
-    (context / "Dockerfile").write_text(DOCKERFILE.format(base=docker_spec.image))
+    own = f"LABEL run={secrets.token_hex(8)}\n"  # another run's children do not hold this one
+    (context / "Dockerfile").write_text(DOCKERFILE.format(base=docker_spec.image) + own)
     spec = SandboxSpec(build=BuildSpec(str(context)))
     image = await docker.prepare(spec)
     yield spec
