@@ -142,7 +142,7 @@ class RecordedRollout:
                 least = self.least(verified.outcome)
                 scores.append(LeafScore(leaf.node, verified.outcome, least))
                 continue
-            verified = _explained(_with_first(verified, leaf, reward) if once else verified)
+            verified = _with_first(verified, leaf, reward) if once else verified
             verdict = _verdict(leaf.outcome, self.result)
             if verified.reward is None:
                 why = "; ".join(f"{k}: {v}" for k, v in verified.errors.items())
@@ -284,8 +284,10 @@ def _with_first(found: VerifyResult, leaf: RecordedLeaf, reward: Reward) -> Veri
     )
 
 
-def _explained(found: VerifyResult) -> VerifyResult:
+def _explained(found: VerifyResult | Verdict) -> VerifyResult | Verdict:
     """The same; an error that comes of the missing sandbox says so."""
+    if isinstance(found, Verdict):
+        return found
     errors = {
         name: text + _NO_SANDBOX if "'NoneType' object has no attribute" in text else text
         for name, text in found.errors.items()
@@ -331,13 +333,13 @@ async def score_nodes(
     `compare`: these are all the siblings there are, where the reward compares some.
     """
     if compare and isinstance(reward, GroupReward) and reward.compares:
-        return await _group(reward, nodes, contexts)
+        return [_explained(score) for score in await _group(reward, nodes, contexts)]
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(_one(reward, node, ctx))
             for node, ctx in zip(nodes, contexts, strict=True)
         ]
-    return [task.result() for task in tasks]
+    return [_explained(task.result()) for task in tasks]
 
 
 async def _group(
