@@ -137,8 +137,8 @@ def _leave_host(world: World, user_namespace: int) -> list[int]:
     for place in world.binds:  # now: root of a user namespace may be unable to reach them
         _bind_read_only(place, world.mode == "userns")
     shift = user_namespace if world.mode == "userns" else -1
-    place = f"{os.path.dirname(world.root)}/mount"
-    trees = [take(m, f"{place}-{n}", world.mode, shift) for n, m in enumerate(world.mounts)]
+    own = os.path.dirname(world.root)
+    trees = [take(m, f"{own}/mount-{n}", world.mode, shift) for n, m in enumerate(world.mounts)]
     if world.mode == "userns":
         ns.setns(user_namespace, ns.CLONE_NEWUSER)
         os.setgroups([])

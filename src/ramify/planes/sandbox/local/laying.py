@@ -39,14 +39,16 @@ def take(given: Given, place: str, mode: str, user_namespace: int) -> int:
     source = ns.open_directory(given.source)
     try:
         if given.mode != "cow":
-            return _bound(given, source, user_namespace)
+            return _bound(given, source, place, user_namespace)
         return _copied_on_write(given, source, place, mode, user_namespace)
     finally:
         os.close(source)
 
 
-def _bound(given: Given, source: int, user_namespace: int) -> int:
-    tree = ns.clone_tree(source, below=True)
+def _bound(given: Given, source: int, place: str, user_namespace: int) -> int:
+    # Not with our own mounts below it, where it holds the directory of the sandboxes.
+    below = not place.startswith(f"{given.source.rstrip('/')}/")
+    tree = ns.clone_tree(source, below=below)
     read_only = given.mode == "ro"
     try:
         ns.restrict(tree, read_only=read_only, user_namespace=user_namespace)
