@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from ramify.planes.reward.judge_scale import Criterion as Criterion
     from ramify.planes.reward.judge_scale import Scale as Scale
     from ramify.planes.reward.judge_verdict import Verdict as Verdict
+    from ramify.planes.reward.math import MathReward as MathReward
     from ramify.planes.reward.parsers.base import Parser as Parser
     from ramify.planes.reward.parsers.boxed import extract_boxed_answer as extract_boxed_answer
     from ramify.planes.reward.parsers.json import JSONParser as JSONParser
@@ -107,6 +108,7 @@ _MODULES = {
     "planes.reward.judge_reward": ("JudgeReward",),
     "planes.reward.judge_scale": ("Criterion", "Scale"),
     "planes.reward.judge_verdict": ("Verdict",),
+    "planes.reward.math": ("MathReward",),
     "planes.reward.parsers.base": ("Parser",),
     "planes.reward.parsers.boxed": ("extract_boxed_answer",),
     "planes.reward.parsers.json": ("JSONParser",),
