@@ -203,8 +203,8 @@ def run_unittest(tests: str, channel: Channel) -> int:
         except Exception as error:
             channel.case(relative, "error", 0.0, f"{type(error).__name__}: {error}")
 
-    def name_of(test: Any) -> str:
-        kind: type[Any] = type(test)
+    def name_of(test: object) -> str:
+        kind = type(test)
         file = files.get(kind.__module__, kind.__module__)
         method = getattr(test, "_testMethodName", str(test))
         return f"{file}::{kind.__qualname__.replace('.', '::')}::{method}"
