@@ -316,18 +316,19 @@ async def test_ten_thousand_in_flight_and_little_overhead() -> None:
     async def noop(value: int) -> int:
         return value
 
-    release = asyncio.Event()
+    inside, release = asyncio.Event(), asyncio.Event()
 
     async def hold(value: int) -> int:
+        if engine.running == 10_000:
+            inside.set()
         await release.wait()
         return value
 
     engine = Executor(hold, 10_000)
     results = engine.generate(range(10_000))
     first = asyncio.ensure_future(anext(results))
-    async with asyncio.timeout(60):
-        while engine.running < 10_000:
-            await asyncio.sleep(0.01)
+    await asyncio.wait_for(inside.wait(), 60)
+    assert engine.running == 10_000
     release.set()
     assert await first is not None
     assert len([r async for r in results]) == 9_999
