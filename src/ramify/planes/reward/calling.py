@@ -68,12 +68,13 @@ class Caller:
         job = ThreadJob(function, self._threads)
         future = asyncio.get_running_loop().run_in_executor(self._threads, job)
         try:
-            await asyncio.wait({future}, timeout=timeout_sec)
-            if future.done():
-                return future.result()
-        finally:
+            async with asyncio.timeout(timeout_sec):
+                return await future
+        except TimeoutError:  # a job itself never raises
             job.write_off()
-            future.cancel()
+        except asyncio.CancelledError:
+            job.write_off()
+            raise
         return Returned(
             None,
             CallTimeoutError(
