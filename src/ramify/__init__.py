@@ -69,6 +69,19 @@ if TYPE_CHECKING:
     from ramify.planes.reward.parsers.think import ThinkParser as ThinkParser
     from ramify.planes.reward.parsers.xml import XMLParser as XMLParser
     from ramify.planes.reward.rubric import Rubric as Rubric
+    from ramify.planes.reward.spaces.actions import ActionPattern as ActionPattern
+    from ramify.planes.reward.spaces.actions import AskedWhenDue as AskedWhenDue
+    from ramify.planes.reward.spaces.actions import RightActions as RightActions
+    from ramify.planes.reward.spaces.disagreement import Suspicion as Suspicion
+    from ramify.planes.reward.spaces.disagreement import disagreement as disagreement
+    from ramify.planes.reward.spaces.hacks import HackPatterns as HackPatterns
+    from ramify.planes.reward.spaces.hacks import NoHacks as NoHacks
+    from ramify.planes.reward.spaces.memory import MemoryExpectation as MemoryExpectation
+    from ramify.planes.reward.spaces.memory import MemoryUpdated as MemoryUpdated
+    from ramify.planes.reward.spaces.offered import OfferedTools as OfferedTools
+    from ramify.planes.reward.spaces.reasoning import SoundReasoning as SoundReasoning
+    from ramify.planes.reward.spaces.reasoning import reasoning_judge as reasoning_judge
+    from ramify.planes.reward.spaces.walking import ProcessReward as ProcessReward
     from ramify.tasks.dataset import from_dataset as from_dataset
     from ramify.tasks.dataset import to_dataset as to_dataset
     from ramify.tasks.registry import HarborTaskset as HarborTaskset
@@ -115,6 +128,13 @@ _MODULES = {
     "planes.reward.parsers.think": ("MaybeThinkParser", "ThinkParser"),
     "planes.reward.parsers.xml": ("XMLParser",),
     "planes.reward.rubric": ("Rubric",),
+    "planes.reward.spaces.actions": ("ActionPattern", "AskedWhenDue", "RightActions"),
+    "planes.reward.spaces.disagreement": ("Suspicion", "disagreement"),
+    "planes.reward.spaces.hacks": ("HackPatterns", "NoHacks"),
+    "planes.reward.spaces.memory": ("MemoryExpectation", "MemoryUpdated"),
+    "planes.reward.spaces.offered": ("OfferedTools",),
+    "planes.reward.spaces.reasoning": ("SoundReasoning", "reasoning_judge"),
+    "planes.reward.spaces.walking": ("ProcessReward",),
     "tasks.dataset": ("from_dataset", "to_dataset"),
     "tasks.registry": ("HarborTaskset",),
     "tasks.taskset": ("MemoryTaskset", "load_taskset"),

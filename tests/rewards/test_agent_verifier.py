@@ -69,8 +69,10 @@ async def test_an_agent_grades_by_hidden_fixtures(
 @pytest.mark.namespaces
 async def test_the_grader_has_a_sandbox_of_its_own(tmp_path: Path) -> None:
     """Nothing of the agent but its work directory, no process of it, and no network."""
-    solve = "echo 42 > answer.txt; echo planted > /tests/planted; mkdir -p /logs/verifier; " \
-            "echo x > /logs/verifier/verdict.json; echo x > /root/planted; sleep 600 &\n"  # fmt: skip
+    solve = (
+        "echo 42 > answer.txt; echo planted > /tests/planted; mkdir -p /logs/verifier; "
+        "echo x > /logs/verifier/verdict.json; echo x > /root/planted; sleep 600 &\n"
+    )
     look = (
         "ls /tests /logs/verifier /root; ps ax 2>/dev/null || cat /proc/*/cmdline | tr '\\0' ' ';"
         " cat /sys/class/net/*/operstate; id -u; ls /app"

@@ -96,7 +96,8 @@ class AgentVerifier:
     ) -> None:
         self._agent, self._prepare, self._instruction = agent, prepare, instruction
         self._level = level if level is IsolationLevel.OUTPUTS else IsolationLevel.WORKDIR
-        self._model, self._place = model, verdict
+        self._model = model
+        self._place: Literal["answer", "file"] = verdict
         self._config = config or RolloutConfig(max_turns=60, sampling=Sampling(temperature=0.0))
         self._baselines: dict[tuple[str, int | None], bool] = {}
         self._baseline_turn = asyncio.Lock()

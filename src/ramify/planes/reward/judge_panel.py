@@ -41,7 +41,8 @@ class JudgePanel:
         self._quorum = len(judges) if quorum is None else quorum
         if not 1 <= self._quorum <= len(judges):
             raise ConfigError(f"a quorum of {quorum} cannot be had of {len(judges)} judges")
-        self._judges, self._combine, self._name = tuple(judges), combine, name
+        self._judges, self._name = tuple(judges), name
+        self._combine: Combine = combine
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ from ramify.planes.reward.judge_fence import fence
 from ramify.planes.reward.judge_scale import Criterion, Scale
 from ramify.planes.reward.strictjson import StrictJSONError, strict_object
 
+_MAX_ANSWER = 256 * 1024
 PROMPT_EDITION = 1
 """Changes with every change of the wording, so that old verdicts are not taken for new ones."""
 
@@ -123,6 +124,8 @@ def read_answer(text: str, question: Question, nonce: str) -> list[Mark]:
     Raises: UnusableVerdictError (anything but that, another nonce, a criterion that is missing,
     unknown or there twice, a mark that is not on the scale).
     """
+    if len(text) > _MAX_ANSWER:
+        raise UnusableVerdictError("it was far too long")
     body = re.sub(r"\A\s*<think>.*?</think>", "", text, flags=re.DOTALL).strip()
     if fenced := re.fullmatch(r"```(?:json)?\s*\n(.*)\n\s*```", body, re.DOTALL):
         body = fenced[1]
