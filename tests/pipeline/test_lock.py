@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ramify.apps.pipeline.lock import repository_lock
-from ramify.contracts.errors import InfraError
+from ramify.contracts.errors import ConfigError, InfraError
 
 
 def lock(
@@ -121,7 +121,7 @@ async def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (path,) = (tmp_path / "artifacts" / "locks").iterdir()
     path.unlink()
     path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match="symbolic"):
+    with pytest.raises(ConfigError, match="symbolic.*AGENT_ARTIFACT_DIR"):
         async with lock(tmp_path, "a"):
             pass
     assert not (tmp_path / "elsewhere").exists()

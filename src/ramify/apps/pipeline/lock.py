@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from ramify.contracts.errors import InfraError
+from ramify.contracts.errors import ConfigError, InfraError
 
 _POLL_SEC = 0.1
 _LARGEST = 4096
@@ -47,7 +47,7 @@ async def repository_lock(
 
     Raises:
         InfraError: somebody else holds it and `wait` is not set; says who.
-        OSError: the artifact directory cannot be written.
+        ConfigError: the artifact directory cannot be written.
     """
     descriptor = _open(artifacts, repository)
     try:
@@ -78,8 +78,15 @@ async def repository_lock(
 def _open(artifacts: Path, repository: Path) -> int:
     name = sha256(os.fsencode(repository.resolve())).hexdigest()[:16]
     path = artifacts / "locks" / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"the artifact directory cannot be written: {error.strerror}; give another with "
+            "AGENT_ARTIFACT_DIR",
+            str(error.filename or artifacts),
+        ) from error
 
 
 def _try(descriptor: int) -> bool:

@@ -115,6 +115,11 @@ async def run_planned(
     """
     options, spec = planned.options, planned.spec
     repo = options.repo.resolve()
+    if planned.artifacts.resolve().is_relative_to(repo):  # before anything is made there
+        raise ConfigError(
+            "the artifact directory lies in the repository; set AGENT_ARTIFACT_DIR to another",
+            file=str(planned.artifacts),
+        )
     now = options.clock.now()
     run_id = new_run_id(now)
     lock = repository_lock(
