@@ -39,13 +39,22 @@ class Granularity(StrEnum):
 
 
 class RewardEvent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One signal: `(space, granularity, value)`, with its name and, for steps, the node."""
+    """One signal: `(space, granularity, value)`, with its name and, for steps, the node.
+
+    Space and granularity may be given as their words; ValueError for a word that is none.
+    """
 
     name: str
     value: float
     space: Space = Space.OUTPUT
     granularity: Granularity = Granularity.TERMINAL
     node: int | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.space) is not Space:
+            msgspec.structs.force_setattr(self, "space", Space(self.space))
+        if type(self.granularity) is not Granularity:
+            msgspec.structs.force_setattr(self, "granularity", Granularity(self.granularity))
 
 
 class VerifyResult(msgspec.Struct, frozen=True, omit_defaults=True):
