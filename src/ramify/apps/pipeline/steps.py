@@ -137,7 +137,8 @@ class Steps:
             ended = await running.wait(bounds)
             duration = self.clock.monotonic() - began
             leftovers = await self._leftovers(running, step)
-            await running.settle(alone=not leftovers and not self._background)
+            alone = not (leftovers or step.background or self._background)
+            await running.settle(alone=alone)
             kept = step.background and ended.exit_code == 0
             if not kept:
                 await running.aclose()
