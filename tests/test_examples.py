@@ -19,6 +19,7 @@ SAYS = {
     "07_trees": "roles ['assistant', 'tool']",
     "08_chat_agent": "reward 1.0 after 3 model calls",
     "09_branch": "going on with 'the first five': top.txt has 5 lines",
+    "10_rubric": "sums:wrong 0.3",
 }
 
 
