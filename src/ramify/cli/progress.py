@@ -33,6 +33,7 @@ class Progress:
         live: redraw in place (a terminal), or print a line per finished rollout.
         job: set when the job is open; gives counts and the binding limit.
         limits: limit → what was said about it in each rollout whose agent it ended.
+        told: results that were printed, a line each.
     """
 
     console: Console
@@ -41,6 +42,7 @@ class Progress:
     running: dict[str, tuple[Phase, float]] = field(default_factory=dict[str, tuple[Phase, float]])
 
     limits: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    told: int = 0
 
     def emit(self, event: AnyEvent) -> None:
         """Note what a rollout is doing. Draws nothing: the view does, at its own pace."""
@@ -71,11 +73,12 @@ class Progress:
         """A rollout's result is recorded."""
         if self.live or self.job is None:
             return
-        summary = self.job.summary
+        self.told += 1
+        planned = len(self.job.plan.slots)
         total = sum(result.timings.values())
         reason = f" ({result.invalid_reason})" if result.invalid_reason else ""
         self.console.print(
-            f"[{summary.finished}/{summary.planned}] {result.task_id} "
+            f"[{self.told}/{planned}] {result.task_id} "
             f"{result.outcome.value}{reason} reward {reward_text(result.reward)} "
             f"{seconds_text(total)}"
         )

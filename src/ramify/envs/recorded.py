@@ -346,7 +346,7 @@ async def _group(
     reward: GroupReward, nodes: Sequence[RolloutNode], contexts: Sequence[Context]
 ) -> Sequence[VerifyResult | Verdict]:
     try:
-        found = await reward.score_group(nodes, contexts)
+        found = [_checked(one) for one in await reward.score_group(nodes, contexts)]
         if len(found) != len(nodes):
             raise RewardFailedError(f"it gave {len(found)} scores for {len(nodes)} siblings")
     except Exception as error:  # whatever a reward does, others must not lose their scores
@@ -356,11 +356,18 @@ async def _group(
 
 async def _one(reward: Reward, node: RolloutNode, ctx: Context) -> VerifyResult | Verdict:
     try:
-        return await reward.score(node, ctx)
+        return _checked(await reward.score(node, ctx))
     except InvalidRewardError as error:
         return classify(error, Phase.VERIFY)
     except Exception as error:  # the same
         return _failed(error)
+
+
+def _checked(found: object) -> VerifyResult:
+    """What a reward gave, which may be somebody's own class. Raises RewardFailedError."""
+    if not isinstance(found, VerifyResult):
+        raise RewardFailedError(f"it gave {found!r:.200}, which is no VerifyResult")
+    return found
 
 
 def _failed(error: Exception) -> VerifyResult:
