@@ -26,7 +26,7 @@ from ramify.contracts.errors import ConfigError, UnknownNameError, UnsupportedEr
 from ramify.contracts.images import ImageStore
 from ramify.contracts.model import Model
 from ramify.contracts.reports import SuiteReport
-from ramify.contracts.reward import Reward
+from ramify.contracts.reward import Reward, VerifyResult
 from ramify.contracts.sandbox import (
     Capabilities,
     NetworkMode,
@@ -290,6 +290,11 @@ def rubric(path: str, judge: Model | None = None) -> Reward:
     or it fails), UsageError (it asks for a judge and there is none).
     """
     return load_function("ramify.planes.reward.loading:load_rubric")(path, judge)
+
+
+def with_suspicion(result: VerifyResult) -> VerifyResult:
+    """A score that also says whether its spaces disagree."""
+    return load_function("ramify.planes.reward.spaces.disagreement:with_suspicion")(result)
 
 
 def artifact_collector() -> Callable[[Context], Awaitable[None]]:

@@ -36,6 +36,9 @@ def worded(completion):
     text = completion[-1].content
     return VerifyResult(float(len(text)), details={"suspect": "shouting"} if text.isupper() else {})
 
+def judged(judge_model):
+    return Rubric([steps])
+
 plain = Rubric([steps], name="core")
 compared = Rubric([steps, most], [0.0, 1.0], name="core")
 stepwise = Rubric([each_step], name="core")
@@ -188,6 +191,7 @@ def test_lines_are_scored_as_they_come(ramify: CommandLine, rubric: str) -> None
         (("--stream", "in.jsonl", "--rubric", "no.py:words"), "there is no such file"),
         (("--stream", "in.jsonl", "--rubric", "rubric.py:words", "-o", "/no/out"), "/no/out"),
         (("--stream", "in.jsonl", "--rubric", "rubric.py:words", "-s", "local"), "no sandbox"),
+        (("--stream", "in.jsonl", "--rubric", "rubric.py:judged"), "give its model with --judge"),
         (("--follow",), "name the RUN"),
         ((".",), "is not a run directory"),
     ],

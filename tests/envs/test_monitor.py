@@ -213,7 +213,7 @@ async def test_rewards_by_space_steps_and_suspicion(tmp_path: Path) -> None:
     (one,) = await watch(ramify.Rubric([spaces]), tmp_path, talk("x"))
     assert one.rewards == {"output": 1.0, "action": 0.0}
     assert [(step.node, step.value) for step in one.steps] == [(1, 0.5)]
-    assert one.suspect == ("output 1, action 0",)
+    assert one.suspect == ("output 1, action 0", "action")
     (two,) = await watch(ramify.Rubric([tampered]), tmp_path, talk("x"))
     assert two.reward is None
     assert "the log was rewritten" in two.suspect[0]
@@ -221,6 +221,17 @@ async def test_rewards_by_space_steps_and_suspicion(tmp_path: Path) -> None:
     summary.add([one])
     summary.add([two])
     assert (summary.suspect, summary.unscored) == (2, 1)
+
+
+async def test_spaces_that_disagree_are_an_alert(tmp_path: Path) -> None:
+    def honest(completion: Sequence[Message]) -> float:
+        return float("rm -rf tests" not in completion[-1].content)
+
+    rubric = ramify.Rubric([lambda completion: 1.0], name="core")
+    rubric.add(honest, 0.0, space=Space.ACTION)
+    found = await watch(rubric, tmp_path, talk("make test"), talk("rm -rf tests; make test"))
+    assert [one.suspect for one in found] == [(), ("action",)]
+    assert [one.items["suspect"] for one in found] == [0.0, 1.0]
 
 
 async def test_a_failing_function_is_an_error_of_its_line(tmp_path: Path) -> None:

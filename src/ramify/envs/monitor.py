@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
+from ramify import compose
 from ramify.contracts.errors import UsageError
 from ramify.contracts.reward import (
     Granularity,
@@ -63,9 +64,9 @@ class Watched(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     `line` is where it came from; `reward` is null where it could not be scored, and `errors` says
     why. `rewards` is the mean of its terminal signals by space, `steps` the signals on single steps
-    (`node` counts them from 1). `suspect` says why somebody should look at it. `pending` names
-    parts that compare siblings, which a line has none of. `recorded` is the reward that came with
-    it. `problem`: the line holds no trajectory.
+    (`node` counts them from 1). `suspect` says why somebody should look at it: the spaces that
+    speak against a good output, or whatever a part of the reward found. `pending` names parts that
+    compare siblings, which a line has none of. `recorded` is the reward that came with it. `problem`: the line holds no trajectory.
     """
 
     line: int
@@ -175,7 +176,19 @@ class Monitor:
         compares = isinstance(self.reward, GroupReward) and len(nodes) > 1
         scores = await score_nodes(self.reward, nodes, [ctx] * len(nodes), compare=compares)
         by_leaf = dict(zip(wanted, scores, strict=True))
-        return [_watched(line, found, leaf, by_leaf.get(leaf)) for leaf in found.leaves]
+        return [_watched(line, found, leaf, _compared(by_leaf.get(leaf))) for leaf in found.leaves]
+
+
+def _compared(score: VerifyResult | Verdict | None) -> VerifyResult | Verdict | None:
+    """The same; of a score in several spaces also whether they disagree."""
+    if not isinstance(score, VerifyResult) or _SUSPECT in score.items:
+        return score
+    several = len({event.space for event in score.events if event.name != _REWARD}) > 1
+    if not several:
+        return score
+    marked = compose.with_suspicion(score)
+    details = {**score.details, _SUSPECT: marked.details.get(_SUSPECT, ())}
+    return msgspec.structs.replace(score, items=marked.items, details=details)
 
 
 def _watched(
