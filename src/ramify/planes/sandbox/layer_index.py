@@ -53,6 +53,9 @@ class LayerRecord(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
+_layers = msgspec.json.Decoder(LayerRecord)
+
+
 class ImageRecord(msgspec.Struct, frozen=True):
     """An image of the store; `layers` from the top down.
 
@@ -99,6 +102,9 @@ class ImageRecord(msgspec.Struct, frozen=True):
             cmd=self.command,
             healthcheck=self.healthcheck,
         )
+
+
+_images = msgspec.json.Decoder(ImageRecord)
 
 
 def full_name(name: str) -> str:
@@ -178,7 +184,7 @@ def read_image(root: Path, image_id: str) -> ImageRecord | None:
     """The record of an image; None if there is none that can be read."""
     try:
         raw = (root / "images" / f"{image_id}.json").read_bytes()
-        return msgspec.json.decode(raw, type=ImageRecord)
+        return _images.decode(raw)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 
@@ -187,7 +193,7 @@ def read_layer(root: Path, layer_id: str) -> LayerRecord | None:
     """The record of a layer; None if there is none that can be read."""
     try:
         raw = (root / "layers" / layer_id / "meta.json").read_bytes()
-        return msgspec.json.decode(raw, type=LayerRecord)
+        return _layers.decode(raw)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 

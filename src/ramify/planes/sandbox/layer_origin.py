@@ -29,6 +29,9 @@ class LayerOrigin(msgspec.Struct, frozen=True):
     owners_lost: int = 0
 
 
+_decoder = msgspec.json.Decoder(LayerOrigin)
+
+
 class Held(NamedTuple):
     """The lowest layers of an image that are in the store already, and are kept for it.
 
@@ -80,7 +83,7 @@ def note_origin(
 def _read(layer: Path) -> LayerOrigin | None:
     """None where nothing is known, or nothing that can be read: then the layer is unpacked."""
     try:
-        return msgspec.json.decode((layer / _FILE).read_bytes(), type=LayerOrigin)
+        return _decoder.decode((layer / _FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,8 +15,9 @@ from ramify.planes.sandbox.docker.containers import NO_NAME_SERVER, Seat, attach
 from ramify.planes.sandbox.docker.link import Link
 from ramify.planes.sandbox.docker.mounted import described
 from ramify.planes.sandbox.docker.networks import connect_networks
-from ramify.planes.sandbox.docker.outlet import CAPABILITIES
+from ramify.planes.sandbox.docker.outlet import CAPABILITIES, own_addresses
 from ramify.planes.sandbox.docker.wire import PUBLIC
+from ramify.planes.sandbox.mirrors import mirror_addresses
 
 DEFAULT_PIDS = 1024
 
@@ -59,9 +61,11 @@ async def launch(client: EngineClient, plan: Plan, lost: Callable[[str], None]) 
             "/containers/create",
             "create a container",
             query={"name": plan.name},
-            body=_body(plan),
+            body=_body(plan, await mirror_addresses() if _is_open(plan.spec) else ()),
             timeout_sec=_START_SEC,
         )
+        if plan.spec.read_only and plan.seat is None:
+            await _check_volumes(client, plan)
         if plan.seat is not None:
             # With a way out, the bridge was the first.
             more = plan.seat.networks if _is_open(plan.spec) else plan.seat.networks[1:]
@@ -89,6 +93,19 @@ async def launch(client: EngineClient, plan: Plan, lost: Callable[[str], None]) 
                 f"the supervisor in the container was silent for {_HELLO_SEC:.0f} s"
             ) from error
         raise
+
+
+async def _check_volumes(client: EngineClient, plan: Plan) -> None:
+    """Refuse an image that brings directories which a read-only root leaves open."""
+    made: Json = await client.call("GET", f"/containers/{plan.name}/json", "show a container")
+    ours = {mount.target for mount in plan.spec.mounts}
+    found = sorted(m["Destination"] for m in made["Mounts"] if m["RW"])
+    if opened := [target for target in found if target not in ours]:
+        raise UnsupportedError(
+            f"the image {plan.image.id} declares volumes ({', '.join(opened)}), which Docker makes"
+            " writable also where the root is read-only: mount something there, or use an image"
+            " without"
+        )
 
 
 async def remove_container(client: EngineClient, name: str) -> bool:
@@ -121,7 +138,7 @@ async def remove_container(client: EngineClient, name: str) -> bool:
             await asyncio.sleep(0.05)
 
 
-def _body(plan: Plan) -> Json:
+def _body(plan: Plan, mirrors: tuple[str, ...]) -> Json:
     seat = plan.seat
     # A bare name takes the image's value away: its LD_PRELOAD is not for our supervisor.
     unset = [name for name in plan.image.env if name.startswith(_LOADER_VARIABLES)]
@@ -132,7 +149,7 @@ def _body(plan: Plan) -> Json:
         "User": "0:0",
         "WorkingDir": "/",
         "Entrypoint": list(plan.command),
-        "Cmd": _arguments(plan),
+        "Cmd": _arguments(plan, mirrors),
         "Env": unset,
         "Healthcheck": {"Test": ["NONE"]},
         "Labels": plan.labels,
@@ -147,13 +164,16 @@ def _body(plan: Plan) -> Json:
     }
 
 
-def _arguments(plan: Plan) -> list[str]:
+def _arguments(plan: Plan, mirrors: tuple[str, ...]) -> list[str]:
     if not _is_open(plan.spec):
         return []
-    if plan.seat is None:
-        return [PUBLIC]
-    servers = [f"DNS={address}" for address in plan.seat.name_servers]
-    return [PUBLIC, *(f"NET={subnet}" for subnet in plan.seat.subnets), *servers]
+    # A public address of this machine is no less its own than a private one.
+    own = sorted({socket.inet_ntoa(address) for address in own_addresses()})
+    exceptions = [*(f"SHUT={address}" for address in own), *(f"TCP={at}" for at in mirrors)]
+    if plan.seat is not None:
+        exceptions += [f"NET={subnet}" for subnet in plan.seat.subnets]
+        exceptions += [f"DNS={address}" for address in plan.seat.name_servers]
+    return [PUBLIC, *exceptions]
 
 
 def _sit(plan: Plan, seat: Seat, host: Json) -> Json:

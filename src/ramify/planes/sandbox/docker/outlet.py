@@ -42,14 +42,18 @@ _PRIVATE = (
 def close_private(exceptions: Sequence[str] = ()) -> None:
     """Refuse private addresses from now on, but for `exceptions`.
 
-    These are `NET=address/bits` (of the sandbox's own networks) and `DNS=address` (a name server,
-    where /etc/resolv.conf names the daemon's own). Raises: OSError where the kernel cannot do it.
+    These are `NET=address/bits` (of the sandbox's own networks), `DNS=address` (a name server,
+    where /etc/resolv.conf names the daemon's own) and `TCP=address:port`; `SHUT=address` is
+    refused like a private one. Raises: OSError where the kernel cannot do it.
     """
     allowed = [word.partition("=")[2] for word in exceptions if word.startswith("NET=")]
     servers = [word.partition("=")[2] for word in exceptions if word.startswith("DNS=")]
+    shut = [word.partition("=")[2] for word in exceptions if word.startswith("SHUT=")]
+    mirrors = [word.partition("=")[2] for word in exceptions if word.startswith("TCP=")]
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_XFRM) as netlink:
         netlink.bind((0, 0))
-        for address in _own_addresses():
+        own = own_addresses()
+        for address in own:
             _add(netlink, address, 32, _ALLOW)
         for network in allowed:
             address, _, bits = network.partition("/")
@@ -57,7 +61,10 @@ def close_private(exceptions: Sequence[str] = ()) -> None:
         for address in (*_name_servers(), *map(socket.inet_aton, servers)):
             for protocol in (socket.IPPROTO_UDP, socket.IPPROTO_TCP):
                 _add(netlink, address, 32, _ALLOW, 53, protocol)
-        for network in _PRIVATE:
+        for address, _, port in (mirror.partition(":") for mirror in mirrors):
+            _add(netlink, socket.inet_aton(address), 32, _ALLOW, int(port), socket.IPPROTO_TCP)
+        others = [address for address in shut if socket.inet_aton(address) not in own]
+        for network in (*_PRIVATE, *(f"{address}/32" for address in others)):
             address, _, bits = network.partition("/")
             _add(netlink, socket.inet_aton(address), int(bits), _BLOCK)
     _give_up()
@@ -79,7 +86,8 @@ def _add(
         raise OSError(-error, f"cannot close off private addresses: {os.strerror(-error)}")
 
 
-def _own_addresses() -> list[bytes]:
+def own_addresses() -> list[bytes]:
+    """The first IPv4 address of each interface here."""
     found: list[bytes] = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for _, name in socket.if_nameindex():

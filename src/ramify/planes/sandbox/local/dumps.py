@@ -58,6 +58,9 @@ class DumpRecord(msgspec.Struct, frozen=True):
     sizes: dict[str, int]
 
 
+_decoder = msgspec.json.Decoder(DumpRecord)
+
+
 class Dumps:
     """The dumps below one directory. Any thread may call it."""
 
@@ -97,7 +100,7 @@ class Dumps:
             ) from error
         if hashlib.sha256(body).hexdigest().encode() != digest:
             raise SandboxStartError(f"the dump of the image {image_id} is corrupt: its record")
-        record = msgspec.json.decode(body, type=DumpRecord)
+        record = _decoder.decode(body)
         found = sizes(place / "images")
         wrong = [name for name, size in record.sizes.items() if found.get(name) != size]
         if wrong:

@@ -62,6 +62,9 @@ class HostBase(msgspec.Struct, frozen=True):
     path_entries: tuple[str, ...]
 
 
+_decoder = msgspec.json.Decoder(HostBase)
+
+
 def host_base(masks: Path, private: Iterable[Path], trusted_xattrs: bool) -> HostBase:
     """The base for this host as it is now; built once, then found again.
 
@@ -101,7 +104,7 @@ def host_base(masks: Path, private: Iterable[Path], trusted_xattrs: bool) -> Hos
 
 def found_base(place: Path) -> HostBase:
     """A base that was built before. Raises FileNotFoundError."""
-    return msgspec.json.decode((place / "base.json").read_bytes(), type=HostBase)
+    return _decoder.decode((place / "base.json").read_bytes())
 
 
 def _own_places() -> set[str]:
