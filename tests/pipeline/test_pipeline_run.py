@@ -232,7 +232,7 @@ async def test_the_pipelines_own_timeout_bounds_all_steps(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", PROVIDERS)
 async def test_killed_for_memory_is_told(name: str, tmp_path: Path) -> None:
     repo = make_repository(tmp_path)
-    step = StepSpec("eat", "exec tail -c 1G /dev/zero")
+    step = StepSpec("eat", "exec dd if=/dev/zero of=/dev/null bs=400M count=1")
     spec = PipelineSpec((step,), limits=Limits(memory_mb=64))
     async with provider_of(name) as provider:
         await provider.probe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from ramify import compose
@@ -10,6 +11,45 @@ from ramify.apps.pipeline.report import stamp
 from ramify.contracts.context import Clock
 
 _PIECE = 32 * 1024
+_PAUSE_SEC = 0.05
+
+
+class Output:
+    """Tells output as it comes: whole lines, safe to show. Of a flood it tells only a part.
+
+    Args:
+        tell: is given text, without the last line break.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell, self._loop = tell, asyncio.get_running_loop()
+        self._rest = bytearray()
+        self._told_at = float("-inf")
+        self._later: asyncio.TimerHandle | None = None
+
+    def __call__(self, data: bytes) -> None:
+        """Take the next piece; an empty one is the end."""
+        self._rest += data
+        del self._rest[: -2 * _PIECE]
+        if not data:
+            self._flush(end=True)
+        elif self._loop.time() - self._told_at >= _PAUSE_SEC:
+            self._flush(end=False)
+        elif self._later is None:
+            self._later = self._loop.call_later(_PAUSE_SEC, self._flush)
+
+    def _flush(self, *, end: bool = False) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        stop = len(self._rest) if end else self._rest.rfind(b"\n") + 1
+        if not stop and len(self._rest) >= _PIECE:
+            stop = len(self._rest)
+        if stop:
+            text = compose.tail_text(bytes(self._rest[max(0, stop - _PIECE) : stop]))
+            del self._rest[:stop]
+            self._told_at = self._loop.time()
+            self._tell(text)
 
 
 class Teller:
@@ -52,28 +92,13 @@ class Teller:
             )
         )
 
-    def output(self, step: StepSpec, number: int) -> Callable[[bytes], None]:
-        """What tells the output of a step: whole lines, safe to show, as they come.
+    def output(self, step: StepSpec, number: int) -> Output:
+        """What tells the output of a step, as it comes."""
 
-        A flood is told in part: of each piece that comes at once, its last 32 KiB. An empty piece
-        is the end: what is left of a line is told too.
-        """
-        rest = bytearray()
+        def tell(text: str) -> None:
+            self._tell(RunEvent("output", self._run_id, self._now(), step.name, number + 1, text))
 
-        def tell(data: bytes) -> None:
-            rest.extend(data)
-            end = rest.rfind(b"\n") + 1
-            if not end and data and len(rest) < _PIECE:
-                return
-            end = end or len(rest)
-            if not end:
-                return
-            text = compose.tail_text(bytes(rest[max(0, end - _PIECE) : end]))
-            del rest[:end]
-            event = RunEvent("output", self._run_id, self._now(), step.name, number + 1, text)
-            self._tell(event)
-
-        return tell
+        return Output(tell)
 
     def _tell(self, event: RunEvent) -> None:
         self._on_event(event)
