@@ -29,6 +29,9 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     python: str = ""
 
 
+_decoder = msgspec.json.Decoder(_Line)
+
+
 @dataclass(slots=True)
 class Heard:
     """A whole run. `facts` is what the kernel says about the process that the tests ran in,
@@ -82,7 +85,7 @@ def _line(raw: bytes, prefix: bytes, number: int) -> _Line:
     if not raw.startswith(prefix):
         raise InvalidRewardError("tampered", "somebody else wrote among the runner's reports")
     try:
-        line = msgspec.json.decode(raw[len(prefix) :], type=_Line)
+        line = _decoder.decode(raw[len(prefix) :])
     except msgspec.DecodeError:
         raise InvalidRewardError("tampered", "a line of the runner's report is none") from None
     if line.n != number:

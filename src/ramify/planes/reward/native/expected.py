@@ -15,6 +15,15 @@ _PATTERNS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def test_files(tests: Path, runner: str) -> tuple[str, ...]:
+    """The files of tests below a directory, in order."""
+    return tuple(
+        path.relative_to(tests).as_posix()
+        for path in sorted(tests.rglob("*.py"))
+        if any(fnmatchcase(path.name, pattern) for pattern in _PATTERNS[runner])
+    )
+
+
 def expected_tests(tests: Path, runner: str) -> tuple[str, ...]:
     """Ids of the tests below a directory, as `file.py::Class::test`, in order of their files.
 
@@ -26,11 +35,8 @@ def expected_tests(tests: Path, runner: str) -> tuple[str, ...]:
         ConfigError: a file that is no Python, or no tests at all.
     """
     found: list[str] = []
-    patterns = _PATTERNS[runner]
-    for path in sorted(tests.rglob("*.py")):
-        if not any(fnmatchcase(path.name, pattern) for pattern in patterns):
-            continue
-        name = path.relative_to(tests).as_posix()
+    for name in test_files(tests, runner):
+        path = tests / name
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError) as error:
@@ -38,8 +44,8 @@ def expected_tests(tests: Path, runner: str) -> tuple[str, ...]:
         found += [f"{name}::{test}" for test in _tests(tree, runner)]
     if not found:
         raise ConfigError(
-            f"holds no test that `{runner}` would find; name the files {' or '.join(patterns)}, "
-            "or list the tests as [ramify.tests] expected",
+            f"holds no test that `{runner}` would find in a file named "
+            f"{' or '.join(_PATTERNS[runner])}; list the tests as [ramify.tests] expected",
             file=str(tests),
         )
     return tuple(dict.fromkeys(found))

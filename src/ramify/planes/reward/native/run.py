@@ -22,7 +22,7 @@ from ramify.contracts.sandbox import MIB, ExecResult, Process, Sandbox
 from ramify.contracts.task import TaskPackage, TestGrading
 from ramify.planes.reward.native.canaries import Canaries, make_canaries
 from ramify.planes.reward.native.events import Heard, read_events
-from ramify.planes.reward.native.expected import expected_tests
+from ramify.planes.reward.native.expected import expected_tests, test_files
 from ramify.planes.reward.native.harness import (
     CALLEE,
     CODE_UID,
@@ -108,12 +108,13 @@ class NativeRun:
             expected = self.grading.expected or await asyncio.to_thread(
                 expected_tests, tests, runner
             )
-            canaries = make_canaries(runner, expected, [path.name for path in tests.iterdir()])
+            files = await asyncio.to_thread(test_files, tests, runner)
+            canaries = make_canaries(runner, expected, files, [p.name for p in tests.iterdir()])
             calls = await self._put(tests, canaries)
-        await self._open_workdir()
+        await self._set_modes()
         nonce = secrets.token_hex(16)
         async with self._broker(calls) as address:
-            result = await self._run(nonce, address)
+            result = await self._run(nonce, address, canaries.order)
         await asyncio.to_thread(_keep_output, self.folder, result)
         if result.timed_out:
             raise InvalidRewardError(
@@ -145,13 +146,19 @@ class NativeRun:
             await self.sandbox.upload(laid, TESTS_DIR, owner=TESTS_OWNER, clear=True)
         return calls
 
-    async def _open_workdir(self) -> None:
-        """Let the code under test write where the agent could, without owning what stands there."""
-        command = f"test -O . || exit 0; exec chmod 1777 {shlex.quote(self.ctx.workdir)}"
-        done = await self.sandbox.exec(command, user="root", cwd=self.ctx.workdir, timeout_sec=30)
+    async def _set_modes(self) -> None:
+        """Close the tests' directory, and let the code under test write where the agent could.
+
+        Not with an agent's own programs, which would see the tests with root's eyes.
+        """
+        if self.distrusted:
+            return
+        place = shlex.quote(self.ctx.workdir)
+        command = f"chmod 550 {TESTS_DIR} && if test -O {place}; then chmod 1777 {place}; fi"
+        done = await self.sandbox.exec(command, user="root", cwd="/", timeout_sec=30)
         if not done.ok:
             said = done.stderr[-300:].decode(errors="replace")
-            raise InfraError(f"cannot open {self.ctx.workdir} in the verifier's sandbox: {said}")
+            raise InfraError(f"cannot set modes in the verifier's sandbox: {said}")
 
     @asynccontextmanager
     async def _broker(self, wanted: bool) -> AsyncGenerator[str]:
@@ -187,11 +194,12 @@ class NativeRun:
         message = f"the process for isolated calls did not start: {said[-300:]}"
         return InvalidRewardError("missing", message)
 
-    async def _run(self, nonce: str, address: str) -> ExecResult:
+    async def _run(self, nonce: str, address: str, files: Sequence[str]) -> ExecResult:
         wanted = {
             "nonce": nonce,
             "runner": self.grading.runner,
             "tests": TESTS_DIR,
+            "files": list(files),
             "workdir": self.ctx.workdir,
             "theirs": [self.ctx.workdir, *self.carried],
             "socket": address,
