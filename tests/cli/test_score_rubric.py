@@ -39,8 +39,11 @@ def worded(completion):
 def judged(judge_model):
     return Rubric([steps])
 
+def kept(ctx):
+    return float((ctx.artifacts / "final" / "manifest.json").is_file())
+
 plain = Rubric([steps], name="core")
-compared = Rubric([steps, most], [0.0, 1.0], name="core")
+compared = Rubric([steps, most, kept], [0.0, 1.0, 0.0], name="core")
 stepwise = Rubric([each_step], name="core")
 needy = Rubric([steps, alive], [1.0, 0.0], name="core")
 partly = Rubric([steps, on_alpha], name="core")
@@ -111,11 +114,13 @@ def test_a_finished_job_is_scored_anew_without_agents(
     for one in rollouts:
         assert one["before"]["reward"] == 1.0
         assert (one["after"]["leaves"], one["after"]["items"]["core.most"]) == (2, 1.0)
+        assert one["after"]["items"]["core.kept"] == 1.0, "each leaf finds its own artifacts"
     assert all(path.read_bytes() == content for path, content in held.items()), "nothing changed"
     scores = totals["path"]
     assert [e["name"] for e in job_of(scores)["config"]["reward"]["entries"]] == [
         "core.steps",
         "core.most",
+        "core.kept",
     ]
     exported = ramify("export", scores, "--check").records
     assert len(exported) == 8, "all leaves, each with its reward"

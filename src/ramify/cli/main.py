@@ -21,7 +21,7 @@ COMMANDS = {
     "run": "Run an agent on tasks and score the result.",
     "verify": "Run a repository's own build and tests in a sandbox, as its agent.yaml says.",
     "tree": "Print a rollout's tree.",
-    "score": "Score a finished job again, without running agents.",
+    "score": "Score what was recorded, without running agents.",
     "export": "Write a finished job in another format.",
     "tasks": "Check, list and make tasks.",
     "env": "Check a world's manifest, or start a world.",

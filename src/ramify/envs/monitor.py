@@ -66,7 +66,8 @@ class Watched(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     why. `rewards` is the mean of its terminal signals by space, `steps` the signals on single steps
     (`node` counts them from 1). `suspect` says why somebody should look at it: the spaces that
     speak against a good output, or whatever a part of the reward found. `pending` names parts that
-    compare siblings, which a line has none of. `recorded` is the reward that came with it. `problem`: the line holds no trajectory.
+    compare siblings, which a line has none of. `recorded` is the reward that came with it.
+    `problem`: the line holds no trajectory.
     """
 
     line: int

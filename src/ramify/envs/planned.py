@@ -10,7 +10,7 @@ from ramify.contracts.context import Clock
 from ramify.contracts.events import LogEvent, Observer, Phase
 from ramify.contracts.result import RolloutResult, WorkItem
 from ramify.contracts.tree import Step
-from ramify.engine.reading import read_events, read_results
+from ramify.engine.reading import JobReader
 from ramify.kernel.planner import Pilot, pilot, plan_branches
 from ramify.kernel.policy import PILOT_REASON, AtSteps, BranchPolicy, PilotTree
 from ramify.kernel.tree import Tree, tree_from_events
@@ -70,9 +70,10 @@ class PlannedBranches:
 def _pilots(job: Path, task_id: str) -> dict[str, Pilot]:
     """Pilots of a task that a run directory holds."""
     found: dict[str, Pilot] = {}
-    for rollout, result in read_results(job).items():
+    reader = JobReader(job)
+    for rollout, result in reader.results.items():
         if result.task_id == task_id and result.leaves > 1:
-            tree = tree_from_events(read_events(job, rollout))
+            tree = tree_from_events(reader.events(rollout))
             if _is_pilot(result, tree):
                 found[rollout] = _as_pilot(result, tree)
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ramify.contracts.errors import ConfigError, UnknownNameError
 from ramify.contracts.result import RolloutResult
-from ramify.engine.reading import read_events, read_results
+from ramify.engine.reading import JobReader
 from ramify.kernel.outline import Number, leaf_returns
 from ramify.kernel.schemes import SCHEMES, Credit, assign_credit
 from ramify.kernel.tree import Tree, tree_from_events
@@ -72,19 +72,20 @@ def credited_trees(
         raise UnknownNameError("weight scheme", weights, [each.value for each in WeightScheme])
     if advantage is not None and advantage not in SCHEMES:
         raise UnknownNameError("advantage", advantage, SCHEMES)
-    results = read_results(job)
+    reader = JobReader(job)
+    results = reader.results
     tasks = {task_id: n for n, task_id in enumerate(sorted({r.task_id for r in results.values()}))}
     groups: dict[str, list[RolloutResult]] = {}
     for _, result in sorted(results.items()):
         if result.outcome.counts or not scored_only:
             groups.setdefault(result.task_id, []).append(result)
     for task_id, group in groups.items():
-        trees = [_valued(job, result, tasks[task_id]) for result in group]
+        trees = [_valued(reader, result, tasks[task_id]) for result in group]
         yield from _with(trees, weights, advantage)
 
 
-def _valued(job: Path, result: RolloutResult, example_id: int) -> CreditedTree:
-    tree = tree_from_events(read_events(job, result.rollout_id))
+def _valued(reader: JobReader, result: RolloutResult, example_id: int) -> CreditedTree:
+    tree = tree_from_events(reader.events(result.rollout_id))
     returns: dict[int, Number] = {**leaf_returns(tree)}
     leaves = list(tree.leaves())
     alone = len(leaves) == 1
