@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -265,3 +266,45 @@ async def test_the_loop_runs_on_while_siblings_are_compared(tmp_path: Path) -> N
     done: list[str] = []
     report = await play(tmp_path / "job", ramify.Rubric([slow]), repeats=2)
     assert len(report.results) == 4
+
+
+async def test_whatever_functions_do_no_score_is_lost(tmp_path: Path) -> None:
+    loop, turns = asyncio.get_running_loop(), []
+
+    def raises(completion: Any) -> float:
+        raise LookupError("no such word")
+
+    async def hangs(completion: Any) -> float:
+        await asyncio.Event().wait()
+        return 1.0
+
+    def nan(completion: Any) -> float:
+        return float("nan")
+
+    def blocks(completion: Any) -> float:
+        """Returns once the loop has turned, which it cannot if this holds it up."""
+        turned = threading.Event()
+        loop.call_soon_threadsafe(turned.set)
+        assert turned.wait(30)
+        turns.append(1)
+        return 1.0
+
+    rubric = ranked()
+    for function in (raises, hangs, nan, blocks):
+        rubric.add(function, 0.0, timeout_sec=0.1 if function is hangs else 60)
+    report = await play(tmp_path / "job", rubric)
+    assert rewards(report.results) == FINAL
+    for one in report.results:
+        assert one.outcome is Outcome.SCORED
+        assert one.items == {
+            "core.number": one.repeat, "core.rank": one.repeat, "core.blocks": 1.0,
+        }  # fmt: skip
+        assert {name: text.split(":")[0] for name, text in one.reward_errors.items()} == {
+            "core.raises": "LookupError",
+            "core.hangs": "CallTimeoutError",
+            "core.nan": "NotANumberError",
+        }
+    assert report.summary.reward_errors == {"core.hangs": 6, "core.nan": 6, "core.raises": 6}
+    assert len(turns) >= 6
+    again = await play(tmp_path / "job", rubric)
+    assert rewards(again.results) == FINAL
