@@ -26,6 +26,8 @@ from ramify.kernel.tree import Tree, tree_from_events
 from ramify.kernel.value import Estimator, Value, Values, tree_values
 from ramify.kernel.worlds import Change, changes
 
+_decoder = msgspec.json.Decoder(WorldState)
+
 _SHOWN_CHANGES = 200
 
 
@@ -179,7 +181,7 @@ def _differences(
             )
         file = rollout / places[node]
         try:
-            worlds.append(msgspec.json.decode(file.read_bytes(), type=WorldState))
+            worlds.append(_decoder.decode(file.read_bytes()))
         except (OSError, msgspec.DecodeError) as error:
             raise ConfigError(f"cannot be read: {error}", file=str(file)) from None
     return list(changes(*worlds))

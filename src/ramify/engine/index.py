@@ -63,6 +63,9 @@ class _Header(msgspec.Struct):
     rollouts: dict[str, _Group] = {}
 
 
+_decoder = msgspec.json.Decoder(_Header)
+
+
 _heads = msgspec.json.Decoder(_Head)
 
 
@@ -125,7 +128,7 @@ class Index:
                 content = file.read(size) if size <= self._path.stat().st_size else b""
             if magic != _MAGIC or zlib.crc32(content) != checksum:
                 return False
-            self._header = msgspec.json.decode(content, type=_Header)
+            self._header = _decoder.decode(content)
         except (OSError, struct.error, msgspec.DecodeError):
             return False  # missing, or torn: it is made anew
         self._start = _PREFIX.size + size

@@ -60,6 +60,9 @@ class JobRecord(msgspec.Struct, frozen=True):
     format: int = _FORMAT
 
 
+_decoder = msgspec.json.Decoder(JobRecord)
+
+
 def read_job(path: Path) -> JobRecord:
     """What the job in directory `path` was asked to do.
 
@@ -67,7 +70,7 @@ def read_job(path: Path) -> JobRecord:
     """
     file = path / JOB_FILE
     try:
-        job = msgspec.json.decode(file.read_bytes(), type=JobRecord)
+        job = _decoder.decode(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path} is not a job directory: it has no {JOB_FILE}") from None
     except OSError as error:

@@ -18,6 +18,9 @@ class _Level(msgspec.Struct, frozen=True):
     level: IsolationLevel
 
 
+_decoder = msgspec.json.Decoder(_Level)
+
+
 class LevelStore:
     """Isolation levels by task digest, one small file each, shared by all runs of a user.
 
@@ -31,7 +34,7 @@ class LevelStore:
     def get(self, digest: str) -> IsolationLevel | None:
         """The remembered level, or None. A damaged file counts as nothing remembered."""
         try:
-            stored = msgspec.json.decode(self._file(digest).read_bytes(), type=_Level)
+            stored = _decoder.decode(self._file(digest).read_bytes())
         except (FileNotFoundError, msgspec.MsgspecError):
             # What is remembered can always be found again, so damage is no reason to stop.
             return None

@@ -31,6 +31,9 @@ class Holder(msgspec.Struct, frozen=True):
         return f"run {self.run_id} of process {self.pid} on {self.host}, since {self.since}"
 
 
+_decoder = msgspec.json.Decoder(Holder)
+
+
 @asynccontextmanager
 async def repository_lock(
     artifacts: Path,
@@ -100,6 +103,6 @@ def _try(descriptor: int) -> bool:
 def _holder(descriptor: int) -> str:
     """Who holds the lock, as far as it has said so yet."""
     try:
-        return str(msgspec.json.decode(os.pread(descriptor, _LARGEST, 0), type=Holder))
+        return str(_decoder.decode(os.pread(descriptor, _LARGEST, 0)))
     except msgspec.MsgspecError:  # between getting the lock and writing its name into it
         return "a run that has just begun"

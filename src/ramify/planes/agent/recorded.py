@@ -15,6 +15,8 @@ from ramify.contracts.sandbox import Sandbox
 from ramify.contracts.tree import Step, StepKind
 from ramify.planes.agent.session import Transcript, TurnSession, Unaided, agent_user
 
+_decoder = msgspec.json.Decoder(FinalState)
+
 
 class RecordedAgent:
     """Restores the final state that a finished job kept for the same task and repeat.
@@ -93,7 +95,7 @@ class _Kept(Unaided):
 def _final_state(run: Path, ctx: Context) -> tuple[Path, FinalState]:
     file = run / "rollouts" / ctx.rollout_id / FINAL_STATE
     try:
-        state = msgspec.json.decode(file.read_bytes(), type=FinalState)
+        state = _decoder.decode(file.read_bytes())
     except FileNotFoundError:
         raise UnsupportedError(
             f"{ctx.rollout_id}: no final state was kept (the rollout did not reach verification, "

@@ -21,6 +21,9 @@ class _Saved(msgspec.Struct, frozen=True):
     digest: str
 
 
+_decoder = msgspec.json.Decoder(_Saved)
+
+
 class PersistentState:
     """The state of a persistent world between episodes, below a directory of its own.
 
@@ -68,7 +71,7 @@ class PersistentState:
         if not state.is_dir():
             return False
         try:
-            saved = msgspec.json.decode((state / "saved.json").read_bytes(), type=_Saved)
+            saved = _decoder.decode((state / "saved.json").read_bytes())
         except (OSError, msgspec.DecodeError) as error:
             raise EnvironmentFailed(
                 f"the state of the persistent world {self._name!r} in {state} is damaged "

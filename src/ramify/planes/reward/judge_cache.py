@@ -15,6 +15,8 @@ import msgspec
 from ramify.contracts.errors import StoreError, UsageError
 from ramify.planes.reward.judge_verdict import Verdict
 
+_decoder = msgspec.json.Decoder(Verdict)
+
 
 class VerdictCache(Protocol):
     """Keeps verdicts by key. Only verdicts: what failed is asked again."""
@@ -77,7 +79,7 @@ class FileVerdicts:
 
     def _read(self, key: str) -> Verdict | None:
         try:
-            return msgspec.json.decode(self._place(key).read_bytes(), type=Verdict)
+            return _decoder.decode(self._place(key).read_bytes())
         except (FileNotFoundError, msgspec.DecodeError):
             return None
         except OSError as error:

@@ -41,6 +41,9 @@ class Comparison(msgspec.Struct, frozen=True):
     signal: int
 
 
+_decoder = msgspec.json.Decoder(Comparison)
+
+
 class _Worker:
     """One process of math_worker.py. One caller at a time; blocks."""
 
@@ -68,7 +71,7 @@ class _Worker:
                 raise OSError("it is closed")
             stdin.write(msgspec.json.encode(request) + b"\n")
             stdin.flush()
-            return msgspec.json.decode(self._line(timeout_sec), type=Comparison)
+            return _decoder.decode(self._line(timeout_sec))
         except (OSError, msgspec.MsgspecError) as error:
             raise InfraError(f"the math worker failed: {error}") from error
 

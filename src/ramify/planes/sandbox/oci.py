@@ -9,7 +9,7 @@ import bz2
 import gzip
 import lzma
 from collections.abc import Callable, Mapping
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import msgspec
 
@@ -19,6 +19,8 @@ from ramify.contracts.sandbox import Healthcheck
 MAX_JSON = 8 * 1024 * 1024
 """No description in an archive is larger, in bytes."""
 _MAX_INDEX_DEPTH = 4
+
+T = TypeVar("T")
 
 
 class ImageConfig(msgspec.Struct, frozen=True):
@@ -101,6 +103,13 @@ class _ConfigFile(msgspec.Struct):
     rootfs: _RootFs | None = None
 
 
+_saved_images = msgspec.json.Decoder(list[_SavedImage])
+_run_configs = msgspec.json.Decoder(_RunConfig)
+_config_files = msgspec.json.Decoder(_ConfigFile)
+_indexes = msgspec.json.Decoder(_OciIndex)
+_manifests = msgspec.json.Decoder(_OciManifest)
+
+
 def decompressed(raw: IO[bytes], name: str) -> IO[bytes]:
     """`raw` itself, or a reader of what it holds compressed (gzip, bzip2, xz).
 
@@ -146,7 +155,7 @@ def image_config(raw: Mapping[str, Any]) -> ImageConfig:
     Raises: ConfigError.
     """
     try:
-        return _run_config(msgspec.convert(raw, _RunConfig))
+        return _run_config(_run_configs.decode(msgspec.json.encode(raw)))
     except msgspec.ValidationError as error:
         raise ConfigError(f"the image's configuration: {error}") from None
 
@@ -162,27 +171,27 @@ class _Archive:
             raise ConfigError(f"it names {name!r}, which it does not hold", self.source)
         return self._names[name]
 
-    def decode(self, name: str, kind: Any) -> Any:
+    def decode(self, name: str, decoder: msgspec.json.Decoder[T]) -> T:
         raw = self._read(self.member(name))
         if raw is None:
             raise ConfigError(f"{name} is not a file", self.source)
         try:
-            return msgspec.json.decode(raw, type=kind)
+            return decoder.decode(raw)
         except msgspec.DecodeError as error:
             raise ConfigError(f"{name}: {error}", self.source) from None
 
 
 def _saved(archive: _Archive) -> ImageManifest:
-    images = archive.decode("manifest.json", list[_SavedImage])
+    images = archive.decode("manifest.json", _saved_images)
     if len(images) != 1:
         raise ConfigError(f"it holds {len(images)} images; save one at a time", archive.source)
     image = images[0]
-    config = archive.decode(image.config, _ConfigFile)
+    config = archive.decode(image.config, _config_files)
     return _manifest(archive, image.layers, config, tuple(image.tags or ()))
 
 
 def _oci(archive: _Archive, architecture: str) -> ImageManifest:
-    index = archive.decode("index.json", _OciIndex)
+    index = archive.decode("index.json", _indexes)
     tags: tuple[str, ...] = ()
     for _ in range(_MAX_INDEX_DEPTH):
         fitting = [
@@ -198,10 +207,10 @@ def _oci(archive: _Archive, architecture: str) -> ImageManifest:
         tags = tags or ((tag,) if tag else ())
         blob = _blob(fitting[0].digest)
         if "index" not in fitting[0].media_type and "list" not in fitting[0].media_type:
-            manifest = archive.decode(blob, _OciManifest)
-            config = archive.decode(_blob(manifest.config.digest), _ConfigFile)
+            manifest = archive.decode(blob, _manifests)
+            config = archive.decode(_blob(manifest.config.digest), _config_files)
             return _manifest(archive, [_blob(it.digest) for it in manifest.layers], config, tags)
-        index = archive.decode(blob, _OciIndex)
+        index = archive.decode(blob, _indexes)
     raise ConfigError("its index is nested too deeply", archive.source)
 
 

@@ -25,6 +25,9 @@ class _Book(msgspec.Struct, forbid_unknown_fields=True):
     leases: dict[str, Lease] = {}
 
 
+_decoder = msgspec.json.Decoder(_Book)
+
+
 class FileAccountBroker:
     """Implements `AccountBroker` with one file, for any number of processes of this machine.
 
@@ -137,7 +140,7 @@ class FileAccountBroker:
 
     def _read(self) -> _Book:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=_Book)
+            return _decoder.decode(self._path.read_bytes())
         except FileNotFoundError:
             return _Book()
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -42,6 +42,9 @@ class _Database(msgspec.Struct, frozen=True):
     schema: str = ""
 
 
+_decoder = msgspec.json.Decoder(_Database)
+
+
 class PostgresDriver:
     """Implements `StateDriver` for the databases of a PostgreSQL server (13 or newer) inside.
 
@@ -235,7 +238,7 @@ class PostgresDriver:
     async def _databases(self) -> list[_Database]:
         told = await self._sql(sql.DATABASES, self._only or "template1")
         lines = told.decode("utf-8", "replace").replace("\\\\", "\\").splitlines()
-        found = [msgspec.json.decode(line, type=_Database) for line in lines]
+        found = [_decoder.decode(line) for line in lines]
         return [d for d in found if self._only is None or d.name == self._only]
 
     async def _need_superuser(self) -> None:

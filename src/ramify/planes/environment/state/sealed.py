@@ -26,6 +26,9 @@ class _Seal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     about: Any
 
 
+_decoder = msgspec.json.Decoder(_Seal)
+
+
 async def seal(place: Path, kind: str, of: str, about: object) -> None:
     """Close a snapshot. `of` names whose state it is; `about` comes back from `unseal`."""
     await asyncio.to_thread(_seal, place, kind, of, about)
@@ -49,7 +52,7 @@ def _unseal(place: Path, kind: str, of: str, about: type[T]) -> T:
         digest, _, data = (place / _SEAL).read_bytes().partition(b"\n")
         if hashlib.sha256(data).hexdigest().encode() != digest:
             raise EnvironmentFailed(f"{of}: the snapshot in {place} is damaged; take another")
-        record = msgspec.json.decode(data, type=_Seal)
+        record = _decoder.decode(data)
         found = msgspec.convert(record.about, about)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EnvironmentFailed(f"{of}: {place} is not a snapshot of it: {error}") from error

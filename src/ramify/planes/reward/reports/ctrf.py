@@ -48,6 +48,9 @@ class _Report(msgspec.Struct):
     results: _Results
 
 
+_decoder = msgspec.json.Decoder(_Report)
+
+
 def parse_ctrf(data: bytes) -> SuiteReport:
     """Read a CTRF document. A case's id is `suite::name` (suites joined by `::`), or its name.
 
@@ -59,7 +62,7 @@ def parse_ctrf(data: bytes) -> SuiteReport:
     if problem := check_json(data, MAX_DEPTH):
         cases.refuse(problem)
     try:
-        results = msgspec.json.decode(data, type=_Report).results
+        results = _decoder.decode(data).results
     except msgspec.DecodeError as error:  # a wrong type is one too
         raise InvalidRewardError("malformed", f"the CTRF report is refused: {error}") from None
     counted = dict.fromkeys(_STATUSES, 0)
