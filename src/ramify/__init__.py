@@ -8,6 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ramify.apps.pipeline.records import PipelineSpec as PipelineSpec
+    from ramify.apps.pipeline.records import StepSpec as StepSpec
+    from ramify.apps.pipeline.reward import PipelineReward as PipelineReward
+    from ramify.apps.pipeline.verifier import PipelineVerifier as PipelineVerifier
     from ramify.contracts.agent import Agent as Agent
     from ramify.contracts.agent import AgentCapabilities as AgentCapabilities
     from ramify.contracts.agent import Session as Session
@@ -89,6 +93,9 @@ if TYPE_CHECKING:
     from ramify.tasks.taskset import load_taskset as load_taskset
 
 _MODULES = {
+    "apps.pipeline.records": ("PipelineSpec", "StepSpec"),
+    "apps.pipeline.reward": ("PipelineReward",),
+    "apps.pipeline.verifier": ("PipelineVerifier",),
     "contracts.agent": ("Agent", "AgentCapabilities", "Session", "StopReason"),
     "contracts.config": ("RolloutConfig",),
     "contracts.context": ("Context",),

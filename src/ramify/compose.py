@@ -65,6 +65,7 @@ TABLE: Mapping[str, Mapping[str, str]] = {
         "script": "ramify.planes.reward.script:ScriptVerifier",
         "function": "ramify.planes.reward.function:FunctionReward",
         "agent": "ramify.planes.reward.agent_verifier:AgentVerifier",
+        "pipeline": "ramify.apps.pipeline.reward:PipelineReward",
     },
     "models": {
         "openai": "ramify.planes.model.client:OpenAIModel",

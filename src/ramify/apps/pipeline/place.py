@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ramify import compose
-from ramify.apps.pipeline.git import find_git
+from ramify.apps.pipeline.git import GitDirs
 from ramify.apps.pipeline.layout import RunDirectory, redirects
 from ramify.apps.pipeline.records import NetworkWish, PipelineSpec, StepSpec
 from ramify.contracts.errors import ConfigError, UnsupportedError
@@ -95,21 +95,49 @@ def step_environment(
 class Ground:
     """What a sandbox stands on.
 
-    `source` is what steps see at `repo`, `cache` what they find in their cache.
+    Attributes:
+        repo: where steps see the repository.
+        source: what they see there.
+        run: the directory of the run.
+        git: its git directories, None where they are not to be seen.
+        root: a spec whose root file system they get where the pipeline names no image.
+        fixtures: further directories that they see read-only, by where they see them.
     """
 
     repo: Path
     source: Path
     run: RunDirectory
-    cache: Path | None = None
+    git: GitDirs | None
+    root: SandboxSpec | None
+    fixtures: Mapping[str, Path]
 
 
-def sandbox_spec(spec: PipelineSpec, ground: Ground, provider: SandboxProvider) -> SandboxSpec:
+def root_of(spec: PipelineSpec, ground: Ground, can: Capabilities) -> SandboxSpec:
+    """The root file system of the steps, as a spec with nothing else in it.
+
+    Raises: UnsupportedError (a Compose project).
+    """
+    if spec.image is not None:
+        return SandboxSpec(image=spec.image)
+    if ground.root is not None:
+        root = ground.root
+        if root.compose is not None:
+            raise UnsupportedError(
+                "a pipeline runs in one container, not in a Compose project; name an `image:`"
+            )
+        return SandboxSpec(image=root.image, build=root.build, host_root=root.host_root)
+    return SandboxSpec(host_root=True) if can.host_root else SandboxSpec(image=DEFAULT_IMAGE)
+
+
+def sandbox_spec(
+    spec: PipelineSpec, ground: Ground, provider: SandboxProvider, cache: Path | None
+) -> SandboxSpec:
     """What the sandbox is made from. It begins without network; makes the mounts' directories.
+
+    `cache` is what steps find in their cache.
 
     Raises: UnsupportedError (the provider cannot mount, or limit), ConfigError.
     """
-    repo, run = ground.repo, ground.run
     can = provider.capabilities()
     needed = {"rw", "ro"} if spec.repo_write == "deny" else {"rw", "cow"}
     if missing := sorted(needed - can.mounts):
@@ -117,15 +145,13 @@ def sandbox_spec(spec: PipelineSpec, ground: Ground, provider: SandboxProvider) 
             f"the {provider.name} sandbox has no {' or '.join(missing)} mounts here; "
             "use --sandbox local or --sandbox docker"
         )
-    host_root = spec.image is None and can.host_root
-    made = SandboxSpec(
-        image=None if host_root else spec.image or DEFAULT_IMAGE,
-        host_root=host_root,
-        user=_user(repo, can),
-        workdir=str(repo),
+    made = msgspec.structs.replace(
+        root_of(spec, ground, can),
+        user=_user(ground.source, can),
+        workdir=str(ground.repo),
         limits=spec.limits,
         lockdown=can.lockdown,
-        mounts=(*run.mounts(ground.cache), *_repository(spec, repo, ground.source, run)),
+        mounts=(*ground.run.mounts(cache), *_repository(spec, ground)),
         read_only=True,
     )
     kept, lacking = compose.enforced(made, can)
@@ -137,9 +163,9 @@ def sandbox_spec(spec: PipelineSpec, ground: Ground, provider: SandboxProvider) 
     return kept
 
 
-def _repository(spec: PipelineSpec, repo: Path, source: Path, run: RunDirectory) -> list[Mount]:
-    found: list[Mount] = []
-    dirs = find_git(repo)
+def _repository(spec: PipelineSpec, ground: Ground) -> list[Mount]:
+    repo, source, run, dirs = ground.repo, ground.source, ground.run, ground.git
+    found = [Mount(str(p.resolve()), target, "ro") for target, p in ground.fixtures.items()]
     if dirs is not None and not dirs.common.is_relative_to(repo):
         common = str(dirs.common.resolve())
         found.append(Mount(common, common, "ro"))

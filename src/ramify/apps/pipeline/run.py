@@ -18,6 +18,7 @@ from ramify.apps.pipeline.cache import cache_entry, cache_key, keep_entry
 from ramify.apps.pipeline.collect import keep_declared, list_artifacts, read_reports
 from ramify.apps.pipeline.copying import copy_repository
 from ramify.apps.pipeline.events import Teller
+from ramify.apps.pipeline.git import find_git
 from ramify.apps.pipeline.guard import Change, Guarded, find_changes
 from ramify.apps.pipeline.layout import RunDirectory, new_run_id
 from ramify.apps.pipeline.logs import CombinedLog
@@ -29,6 +30,7 @@ from ramify.apps.pipeline.place import (
     check_networks,
     owner_of,
     platform_name,
+    root_of,
     sandbox_spec,
     spec_bytes,
     step_environment,
@@ -76,6 +78,10 @@ class RunRequest:
         pin: where the pipeline comes from; None when it came from outside of the repository.
         host: variables of the host, of which steps get those that the pipeline names.
         base: the commit that protected paths are compared with, where there is no pin.
+        inside: where steps see the repository; None: where it is.
+        root: a spec whose root file system steps get where the pipeline names no image.
+        fixtures: further directories that steps see read-only, by where they see them.
+        read_git: whether its `.git` is to be read; what a hostile agent left there need not be.
         run_id: unique; made up when None.
         on_event: is told what happens, live.
     """
@@ -88,6 +94,10 @@ class RunRequest:
     pin: Pin | None = None
     host: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     base: str = ""
+    inside: str | None = None
+    root: SandboxSpec | None = None
+    fixtures: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    read_git: bool = True
     run_id: str | None = None
     on_event: Callable[[RunEvent], None] = _unheard
 
@@ -143,6 +153,7 @@ class _Run:
         self.steps = Steps(self.spec, directory, self.combined, masker, request.clock, self.tell)
         self.snapshot: Snapshot | None = None
         self.source = repo
+        self.inside = Path(request.inside or repo)
         self.restored: tuple[str, ...] = ()
         self.platform = this_platform("", "", request.provider.name)
         self.env: dict[str, str] = {}
@@ -166,7 +177,7 @@ class _Run:
             )
             return Verdict("config_changed", f"{pin.file} was changed and is not committed")
         shadow = self.directory.work / "git"
-        self.snapshot = await take_snapshot(self.repo, shadow)
+        self.snapshot = await take_snapshot(self.repo, shadow if self.request.read_git else None)
         refused = await self._pin_paths(self.snapshot)
         if refused is not None:
             return refused
@@ -201,19 +212,27 @@ class _Run:
         spec, provider = self.spec, self.request.provider
         await provider.probe()
         can = provider.capabilities()
-        host_root = spec.image is None and can.host_root
-        self.env = step_environment(spec, self.repo, self.request.host, host_root=host_root)
+        ground = Ground(
+            repo=self.inside,
+            source=self.source,
+            run=self.directory,
+            git=find_git(self.repo) if self.request.read_git else None,
+            root=self.request.root,
+            fixtures=self.request.fixtures,
+        )
+        root = root_of(spec, ground, can)
+        host = self.request.host
+        self.env = step_environment(spec, self.inside, host, host_root=root.host_root)
         known = {**self.request.host, **self.env}
         policies = check_networks(spec.steps, known, can, provider.name)
         await asyncio.to_thread(self.directory.furnish, owner_of(self.repo))
         with self._cache(snapshot) as (cache, keep):
-            ground = Ground(self.repo, self.source, self.directory, cache)
-            made = sandbox_spec(spec, ground, provider)
+            made = sandbox_spec(spec, ground, provider, cache)
             image = await provider.prepare(made)
             self.platform = this_platform(platform_name(made), image.digest, provider.name)
             async with _sandbox(provider, made, image) as sandbox:
                 look = self._guard(snapshot) if spec.repo_write == "guard" else _see_nothing
-                stage = Stage(sandbox, self.repo, self.env, policies, look, self._free_bytes)
+                stage = Stage(sandbox, self.inside, self.env, policies, look, self._free_bytes)
                 try:
                     verdict = await self.steps.run_all(stage)
                 finally:

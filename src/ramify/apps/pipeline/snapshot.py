@@ -79,13 +79,15 @@ class Snapshot:
         return hasher.hexdigest()
 
 
-async def take_snapshot(repo: Path, shadow: Path) -> Snapshot:
-    """Read a repository. `shadow` is an empty directory of ours, needed as long as the result.
+async def take_snapshot(repo: Path, shadow: Path | None) -> Snapshot:
+    """Read a repository. `shadow` is a directory to be made, needed as long as the result.
+
+    Without one its `.git` is not read: then it is a tree like any other.
 
     Raises: ConfigError (git refuses it, or a file cannot be read).
     """
-    dirs = find_git(repo)
-    git = Git(repo, dirs, shadow) if dirs is not None else None
+    dirs = find_git(repo) if shadow is not None else None
+    git = Git(repo, dirs, shadow) if shadow is not None and dirs is not None else None
     commit, root, base, staged = "", "", dict[str, TreeEntry](), dict[str, TreeEntry]()
     if git is not None:
         commit = await git.commit("HEAD") or ""
