@@ -70,17 +70,26 @@ PROJECTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {"install": f"{VENV}{PIP}-r requirements.txt pytest", "test": TEST},
     ),
     "uv": (
-        {"pyproject.toml": "[project]\nname='x'\n[tool.pytest]\n", "uv.lock": ""},
         {
-            "install": "uv sync --frozen --all-extras",
-            "test": 'uv run --frozen pytest --junitxml "$JUNIT_DIR/pytest.xml"',
+            "pyproject.toml": "[project]\nname='x'\n[dependency-groups]\ntesting=[]\n[tool.pytest]\n",
+            "uv.lock": "",
+        },
+        {
+            "install": f"{VENV}{PIP}uv pytest\n"
+            'UV_PROJECT_ENVIRONMENT="$TMPDIR/venv" "$TMPDIR/venv/bin/uv" sync --frozen --inexact'
+            " --group testing",
+            "test": TEST,
         },
     ),
     "poetry": (
         {"pyproject.toml": "[build-system]\n[tool.poetry]\n[tool.ruff]\n", "poetry.lock": ""},
         {
-            "install": "poetry check --lock\npoetry install --no-interaction --all-extras",
-            "lint": "poetry run ruff check --no-fix .",
+            "install": f"{VENV}python3 -m venv \"$TMPDIR/poetry\"\n"
+            f'"$TMPDIR/poetry/bin/pip" install poetry\n{PIP}ruff\n'
+            '"$TMPDIR/poetry/bin/poetry" check --lock\n'
+            'VIRTUAL_ENV="$TMPDIR/venv" "$TMPDIR/poetry/bin/poetry" install --no-interaction'
+            " --all-extras",
+            "lint": '"$TMPDIR/venv/bin/ruff" check --no-fix .',
         },
     ),
     "npm": (

@@ -171,6 +171,8 @@ def _failure(response: Response, tail: int) -> Iterator[RenderableType]:
         yield _marked(f"{violation.kind:<8}", "bold red", said)
     if (more := len(response.write_violations) - _SHOWN) > 0:
         yield Text(f"... and {more} more")
+    if any(violation.kind == "new" for violation in response.write_violations):
+        yield Text("what steps make belongs into .gitignore (or: repo_write: discard)")
     if tests := response.tests:
         failing = [case for case in tests.items if case.status in ("failed", "error")]
         for case in failing[:_SHOWN]:

@@ -9,7 +9,6 @@ import configparser
 import json
 import re
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +17,8 @@ from ramify.contracts.errors import ConfigError
 
 _LARGEST = 4 * 1024 * 1024
 _VENV = '"$TMPDIR/venv/bin/'
+_PIP = f'{_VENV}pip"'
+_TEST_EXTRAS = ("test", "tests", "testing", "dev")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +67,20 @@ def _python(root: Path) -> Project | None:
     mypy = "mypy" in tool or "mypy" in sections
     mypy = mypy or any((root / n).is_file() for n in ("mypy.ini", ".mypy.ini"))
     wanted = [n for n, asked in (("pytest", pytest), ("ruff", ruff), ("mypy", mypy)) if asked]
-    install, run = _python_install(root, pyproject, package, requirements, wanted)
+    install = _python_install(root, pyproject, package, requirements, wanted)
     steps = [FoundStep("install", install, network=True)]
     if ruff:
-        steps.append(FoundStep("lint", run("ruff check --no-fix .")))
+        steps.append(FoundStep("lint", _from_venv("ruff check --no-fix .")))
     if mypy:
         named = {"files", "packages", "modules"} & set(_at(tool, "mypy"))
         target = "" if named else " src" if (root / "src").is_dir() else " ."
-        steps.append(FoundStep("typecheck", run(f"mypy{target}")))
+        steps.append(FoundStep("typecheck", _from_venv(f"mypy{target}")))
     if pytest:
-        steps.append(FoundStep("test", run('pytest --junitxml "$JUNIT_DIR/pytest.xml"')))
+        steps.append(FoundStep("test", _from_venv('pytest --junitxml "$JUNIT_DIR/pytest.xml"')))
     elif tests:
-        steps.append(FoundStep("test", run(f"python -m unittest discover -s {tests[0]} -t .")))
+        steps.append(
+            FoundStep("test", _from_venv(f"python -m unittest discover -s {tests[0]} -t ."))
+        )
     locks = [n for n in ("uv.lock", "poetry.lock") if (root / n).is_file()]
     protected = (*(f"{n}/**" for n in tests), *requirements, *locks)
     return Project("Python", "python:3.12-slim", tuple(steps), protected)
@@ -85,30 +88,39 @@ def _python(root: Path) -> Project | None:
 
 def _python_install(
     root: Path, pyproject: dict[str, Any], package: bool, requirements: list[str], wanted: list[str]
-) -> tuple[str, Callable[[str], str]]:
-    """The command that installs, and how a program of what it installed is called."""
-    if (root / "uv.lock").is_file():
-        return "uv sync --frozen --all-extras", "uv run --frozen {}".format
-    if (root / "poetry.lock").is_file():
-        install = "poetry check --lock\npoetry install --no-interaction --all-extras"
-        return install, "poetry run {}".format
+) -> str:
+    """What makes the environment that the other steps use, in $TMPDIR/venv.
+
+    The tools that are `wanted` come first: what a lock file says of them holds.
+    """
     lines = ['python3 -m venv "$TMPDIR/venv"']
-    groups = [n for n in ("test", "tests", "dev") if n in _at(pyproject, "dependency-groups")][:1]
+    optional = _at(_at(pyproject, "project"), "optional-dependencies")
+    extras = [name for name in _TEST_EXTRAS if name in optional]
+    groups = [name for name in _TEST_EXTRAS if name in _at(pyproject, "dependency-groups")][:1]
+    if (root / "uv.lock").is_file():
+        lines.append(" ".join([f"{_PIP} install uv", *wanted]))
+        sync = f'UV_PROJECT_ENVIRONMENT="$TMPDIR/venv" {_VENV}uv" sync --frozen --inexact'
+        asked = [f"--extra {name}" for name in extras] + [f"--group {name}" for name in groups]
+        return "\n".join([*lines, " ".join([sync, *asked])])
+    if (root / "poetry.lock").is_file():
+        poetry = '"$TMPDIR/poetry/bin/poetry"'
+        lines.append('python3 -m venv "$TMPDIR/poetry"')
+        lines.append('"$TMPDIR/poetry/bin/pip" install poetry')
+        lines += [" ".join([f"{_PIP} install", *wanted])] if wanted else []
+        lines.append(f"{poetry} check --lock")
+        lines.append(f'VIRTUAL_ENV="$TMPDIR/venv" {poetry} install --no-interaction --all-extras')
+        return "\n".join(lines)
     if groups:  # an older pip knows nothing of groups
-        lines.append(f'{_VENV}pip" install --upgrade pip')
+        lines.append(f"{_PIP} install --upgrade pip")
     arguments = [f"-r {name}" for name in requirements] + [f"--group {name}" for name in groups]
     if package:
-        optional = _at(_at(pyproject, "project"), "optional-dependencies")
-        known = ("test", "tests", "testing", "dev")
-        extras = [name for name in known if name in optional]
         arguments.append(f"-e '.[{','.join(extras)}]'" if extras else "-e .")
-    lines.append(" ".join([f'{_VENV}pip" install', *arguments, *wanted]))
+    return "\n".join([*lines, " ".join([f"{_PIP} install", *arguments, *wanted])])
 
-    def run(command: str) -> str:
-        program, _, rest = command.partition(" ")
-        return f'{_VENV}{program}" {rest}'.rstrip()
 
-    return "\n".join(lines), run
+def _from_venv(command: str) -> str:
+    program, _, rest = command.partition(" ")
+    return f'{_VENV}{program}" {rest}'.rstrip()
 
 
 def _ini_sections(root: Path, name: str) -> set[str]:
