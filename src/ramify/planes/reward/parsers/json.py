@@ -47,7 +47,7 @@ class JSONParser(Parser):
         self._schema = schema
         if schema is not None:
             try:
-                msgspec.json.Decoder(schema)
+                msgspec.json.Decoder(schema)  # works the type out, here and not in some thread
             except TypeError as error:
                 raise ConfigError(
                     f"no schema can be made of it: {error}", field="schema"
