@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "edges": {"contracts", "kernel", "engine", "envs"},
     "apps": {"contracts", "kernel", "engine", "envs", "compose"},
     "cli": {"contracts", "kernel", "engine", "envs", "edges", "apps", "compose", "tasks"},
-    "": {"contracts", "kernel", "engine", "envs", "compose", "tasks", "planes.reward"},
+    "": {"contracts", "kernel", "engine", "envs", "compose", "tasks", "planes.reward", "apps"},
 }
 # These run beside or inside a sandbox, without the package: they and whatever they import need the
 # standard library only.
