@@ -131,6 +131,7 @@ def _same(value: Any, other: Any) -> bool:
 def _found(reference: str, top: Mapping[str, Any]) -> Any:
     """What a reference within the schema leads to; everything is allowed where it leads nowhere."""
     at: Any = top
-    for name in reference.removeprefix("#/").split("/"):
+    names = reference.removeprefix("#").strip("/")
+    for name in names.split("/") if names else ():
         at = cast("Mapping[str, Any]", at).get(name) if isinstance(at, Mapping) else None
     return True if at is None else at

@@ -14,7 +14,7 @@ from ramify.contracts.messages import ToolCall
 from ramify.contracts.reward import Granularity, RewardEvent, Space, VerifyResult
 from ramify.contracts.tree import RolloutNode, Step
 
-_MAX_TEXT = 64 * 1024
+_MAX_TEXT = 32 * 1024
 HOST = "host"
 """`grader_isolation` of what is computed in our own process."""
 
