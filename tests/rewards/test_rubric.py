@@ -284,8 +284,8 @@ class TestReturns:
 
     @pytest.mark.parametrize(
         "value",
-        [None, True, "1", float("nan"), float("inf"), [], [1.0], object(),
-         [RewardEvent("e", float("nan"))]],
+        [None, True, "1", float("nan"), float("inf"), [], [1.0], object(), 10**400, -(10**400),
+         [RewardEvent("e", float("nan"))], [RewardEvent("e", None)], ["x" * 100_000]],
     )  # fmt: skip
     async def test_what_is_no_score_is_an_error(self, ctx, value):
         def fn():
@@ -295,6 +295,7 @@ class TestReturns:
         assert result.reward is None
         assert result.items == {"<lambda>": 1.0}
         assert result.errors["fn"].startswith("NotANumberError: it returned")
+        assert len(result.errors["fn"]) < 300
 
 
 class TestFailures:
@@ -338,6 +339,23 @@ class TestFailures:
             await RubricGroup([Rubric([tampered]), Rubric([slow])]).score(leaf("x"), ctx)
         assert ended == ["slow", "slow"]
         assert (await Rubric([tampered, slow], [0, 1]).score(leaf("x"), ctx)).reward == 1.0
+
+    async def test_an_error_that_cannot_be_told_or_written_is_one_all_the_same(self, ctx):
+        class SilentError(Exception):
+            def __str__(self):
+                raise RuntimeError("no")
+
+        def silent():
+            raise SilentError
+
+        def half():
+            raise ValueError("\ud800")
+
+        result = await Rubric([silent, half]).score(leaf("x"), ctx)
+        assert result.errors == {
+            "silent": "SilentError: (it cannot say what is wrong)",
+            "half": "ValueError: ?",
+        }
 
 
 class TestNames:

@@ -35,8 +35,9 @@ class MathReward:
       by itself within the same limits;
     - else, and where the machine fails, it is an error and never 0.
 
-    An answer that merely restates the problem (`17 \cdot 23` for 391) is equivalent; say in the
-    prompt, or by a further function, what form is wanted.
+    Decimals count as equal to within one in a million. Units are left aside, and a percentage is
+    equal to the bare number. An answer that merely restates the problem (`17 \cdot 23` for 391) is
+    equivalent; say in the prompt, or by a further function, what form is wanted.
 
     Args:
         parser: finds the answer in what the agent said; by default the last `\boxed{...}`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -11,7 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from ramify.contracts.errors import InvalidRewardError
-from ramify.contracts.reward import RewardEvent, RubricEntry, VerifyResult
+from ramify.contracts.reward import Granularity, RewardEvent, RubricEntry, VerifyResult
 from ramify.contracts.task import IsolationLevel
 from ramify.planes.reward.threads import Returned
 
@@ -45,7 +46,7 @@ class Score:
         """Why there is no value."""
         if self.raised is None:
             return "; ".join(self.errors.values()) or "it says that it could not score"
-        return f"{type(self.raised).__name__}: {self.raised}"[:_MAX_MESSAGE]
+        return explained(self.raised)
 
 
 def read_score(entry: RubricEntry, returned: Returned, node: int) -> Score:
@@ -55,7 +56,7 @@ def read_score(entry: RubricEntry, returned: Returned, node: int) -> Score:
     value = returned.value
     if isinstance(value, VerifyResult):
         return Score(
-            value.reward,
+            None if value.reward is None else float(value.reward),
             value.events,
             value.items,
             value.details,
@@ -64,19 +65,28 @@ def read_score(entry: RubricEntry, returned: Returned, node: int) -> Score:
         )
     events = _events(value)
     if events is not None:
-        if not events or not all(math.isfinite(event.value) for event in events):
+        numbers = [number for event in events if (number := _finite(event.value)) is not None]
+        if not events or len(numbers) < len(events):
             why = "no event at all" if not events else "an event whose value is not finite"
             return Score(None, raised=NotANumberError(f"it returned {why}"))
-        return Score(math.fsum(event.value for event in events) / len(events), events)
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return Score(math.fsum(numbers) / len(numbers), events)
+    if (number := _finite(value)) is None:
         return Score(None, raised=NotANumberError(
-            f"it returned {value!r:.200}; it must return a finite number, a VerifyResult or "
+            f"it returned {reprlib.repr(value)}; it must return a finite number, a VerifyResult or "
             "RewardEvents"
         ))  # fmt: skip
-    number = float(value)
-    at = node if entry.granularity == "step" else None
+    at = node if entry.granularity is Granularity.STEP else None
     event = RewardEvent(entry.name, number, entry.space, entry.granularity, at)
     return Score(number, (event,))
+
+
+def explained(error: BaseException) -> str:
+    """An error as one text that can be written down."""
+    try:
+        text = str(error)
+    except Exception:  # another's class; that it cannot say what is wrong must not hide that it is
+        text = "(it cannot say what is wrong)"
+    return f"{type(error).__name__}: {text}"[:_MAX_MESSAGE].encode(errors="replace").decode()
 
 
 def combine(
@@ -156,6 +166,17 @@ def raise_invalid(scores: Sequence[tuple[RubricEntry, Score]]) -> None:
     for entry, score in scores:
         if entry.weight and isinstance(score.raised, InvalidRewardError):
             raise score.raised
+
+
+def _finite(value: object) -> float | None:
+    """The number that this is; None where it is none, a bool, or no finite one."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        number = float(value)
+    except (OverflowError, ValueError):  # an int or a fraction that no float can hold
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _events(value: object) -> tuple[RewardEvent, ...] | None:

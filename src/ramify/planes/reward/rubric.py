@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -212,7 +213,7 @@ def _spread(returned: Returned, count: int) -> list[Returned]:
     value: object = returned.value
     if returned.raised is None:
         if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-            wrong = TypeError(f"it returned {value!r:.200}; a group function returns a list")
+            wrong = TypeError(f"it returned {reprlib.repr(value)}; a group function returns a list")
             returned = Returned(None, wrong)
         else:
             found = cast(Sequence[object], value)
