@@ -20,7 +20,7 @@ async def run_without_root(program: str, home: Path, stash: Path) -> tuple[list[
     """
     os.chown(home, NOBODY, NOBODY)
     hidden = [p for p in (Path.home(), *Path.home().parents) if p.stat().st_mode & 0o005 != 0o005]
-    before, after = ["mount --make-rprivate /"], []
+    before, after = ["mount --make-rprivate /"], list[str]()
     paths = [*sys.path, str(Path(__file__).parent)]
     needed = sorted({sys.base_prefix, sys.prefix, *filter(os.path.isdir, paths)})
     for number, place in enumerate(needed):

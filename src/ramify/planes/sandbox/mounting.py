@@ -8,7 +8,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from ramify.contracts.errors import ConfigError, UnsupportedError
+from ramify.contracts.errors import ConfigError, SandboxError, UnsupportedError
 from ramify.contracts.sandbox import Mount, SandboxSpec
 from ramify.planes.sandbox.descent import remove
 
@@ -78,18 +78,22 @@ def make_scratch(mounts: tuple[Mount, ...], shift: int | None) -> None:
 def empty_scratch(mounts: tuple[Mount, ...], *, upper: bool) -> None:
     """Remove what overlayfs needs only while it is mounted; with `upper` the changes as well.
 
-    Blocking. Raises: OSError.
+    Blocking. What is gone already is fine. Raises: SandboxError.
     """
     for mount in mounts:
         if mount.scratch is None:
             continue
-        with suppress(OSError):  # of a daemon's it is empty, and root's; else it goes below
-            os.rmdir(os.path.join(mount.scratch, WORK, "work"))
-        fd = os.open(mount.scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            fd = os.open(mount.scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # its owner was faster
+            continue
+        try:
+            with suppress(OSError):  # of a daemon's it is empty, and root's; else it goes below
+                os.rmdir(f"{WORK}/work", dir_fd=fd)
             for name in (WORK, UPPER) if upper else (WORK,):
-                if os.path.lexists(os.path.join(mount.scratch, name)):
-                    remove(fd, os.fsencode(name))
+                remove(fd, os.fsencode(name))
+        except OSError as error:
+            raise SandboxError(f"cannot clean up {mount.scratch}: {error}") from error
         finally:
             os.close(fd)
 

@@ -9,12 +9,12 @@ import socket
 
 from ramify.contracts.errors import UnsupportedError
 from ramify.contracts.sandbox import Mount, SandboxSpec
-from ramify.planes.sandbox.docker.client import Daemon, EngineClient, Json
+from ramify.planes.sandbox.docker.client import ApiError, Daemon, EngineClient, Json
 from ramify.planes.sandbox.docker.owners import WORLD_LABEL
-from ramify.planes.sandbox.docker.runtime import remove_volume
 from ramify.planes.sandbox.mounting import UPPER, WORK, check_mounts, empty_scratch, make_scratch
 
 _SEPARATORS = re.compile(r"([\\,:])")
+_REMOVE_TRIES = 40
 
 
 def offered(daemon: Daemon, address: str) -> frozenset[str]:
@@ -79,14 +79,28 @@ async def close_overlays(
 ) -> None:
     """Remove the volumes once the container is gone; what was written stays, unless it `failed`.
 
-    Raises: ApiError, OSError.
+    Raises: SandboxError.
     """
     for number, mount in enumerate(spec.mounts):
         if mount.scratch is None:
             continue
-        await remove_volume(client, _volume(name, number))
+        await _remove(client, _volume(name, number))
     if spec.mounts:
         await asyncio.to_thread(empty_scratch, spec.mounts, upper=failed)
+
+
+async def _remove(client: EngineClient, volume: str) -> None:
+    """A container that is just going may still hold it."""
+    for tried in range(_REMOVE_TRIES):
+        try:
+            await client.call("DELETE", f"/volumes/{volume}", "remove an overlay")
+            return
+        except ApiError as error:
+            if error.status == 404:
+                return
+            if error.status != 409 or tried == _REMOVE_TRIES - 1:
+                raise
+        await asyncio.sleep(0.05)
 
 
 def _volume(name: str, number: int) -> str:
