@@ -272,6 +272,8 @@ def grader(how: Grading, level: IsolationLevel, judge: Model | None) -> Reward:
     if how.kind == "rubric":
         return rubric(how.rubric, judge)
     who = agent(how.agent)
+    if who.capabilities().interactive:
+        raise UsageError(f"{how.manifest}: the agent {who.name} wants a person, and cannot grade")
     if judge is None and who.capabilities().needs_model:
         raise UsageError(
             f"{how.manifest}: the agent {who.name} that grades needs a model of its own; give one "

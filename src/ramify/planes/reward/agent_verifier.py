@@ -19,6 +19,7 @@ from ramify.contracts.config import RolloutConfig, Sampling
 from ramify.contracts.context import Context
 from ramify.contracts.errors import (
     AgentError,
+    ConfigError,
     InvalidRewardError,
     LimitExceededError,
     ModelError,
@@ -111,13 +112,22 @@ class AgentVerifier:
         """Let the agent grade what was left.
 
         Raises: InvalidRewardError (what was left cannot be graded), RewardFailedError (the grader
-        failed), UnsupportedError (no task directory), InfraError, SandboxError.
+        failed), UnsupportedError (no task directory), ConfigError (no declared outputs at level
+        `outputs`), InfraError, SandboxError.
         """
         package = ctx.task.package
         if package is None:
             raise UnsupportedError(
                 f"task {ctx.task.task_id} comes without a directory, so an agent that grades has "
                 "nothing to start from; score it with a reward function or a judge"
+            )
+        settled = package.outputs or package.verifier.separate
+        if self._level is IsolationLevel.OUTPUTS and not settled:
+            raise ConfigError(
+                "the task declares no outputs, which grading at level `outputs` needs; declare "
+                "them or choose level `workdir`",
+                file=package.path,
+                field="outputs",
             )
         folder = ctx.artifacts / "verifier"
         try:
