@@ -12,6 +12,7 @@ import pytest
 from command_line import CommandLine, started
 
 RUBRIC = """
+import os
 from ramify import Rubric, VerifyResult, RewardEvent
 
 def steps(path):
@@ -42,12 +43,18 @@ def judged(judge_model):
 def kept(ctx):
     return float((ctx.artifacts / "final" / "manifest.json").is_file())
 
+def deadly(nodes):
+    if os.path.exists("armed"):
+        os.kill(os.getpid(), 9)
+    return [float(n) for n in range(len(nodes))]
+
 plain = Rubric([steps], name="core")
 compared = Rubric([steps, most, kept], [0.0, 1.0, 0.0], name="core")
 stepwise = Rubric([each_step], name="core")
 needy = Rubric([steps, alive], [1.0, 0.0], name="core")
 partly = Rubric([steps, on_alpha], name="core")
 words = Rubric([worded], name="core")
+killing = Rubric([steps, deadly], name="core")
 """
 WALK = ("--agent", "scripted", "-A", "path=walk.txt")
 TALK = '{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "%s"}]}\n'
@@ -162,6 +169,27 @@ def test_what_a_rubric_lacks_is_an_error_where_it_lacks(
     gone = ramify("score", "job", "--rubric", f"{rubric}:plain", "--json")
     assert gone.code == 0
     assert {one["after"]["reward"] for one in gone.records[:-1]} == {2.0}
+
+
+@pytest.mark.namespaces
+def test_killed_while_siblings_are_compared(
+    ramify: CommandLine, tasks: Path, rubric: str, tmp_path: Path
+) -> None:
+    command = ("run", tasks, *WALK, "--rubric", f"{rubric}:killing", "-n", "2", "-o", "job")
+    Path("armed").touch()
+    with started(*command, cwd=tmp_path) as doomed:
+        doomed.communicate(timeout=60)
+    assert doomed.returncode == -signal.SIGKILL
+    left = ramify("tree", "job")
+    assert left.out.count("provisional") >= 2, "what was scored is there, and says what it is"
+    Path("armed").unlink()
+    done = ramify(*command, "--json")
+    assert done.code == 0, done.err
+    *results, totals = done.records
+    assert sorted(result["reward"] for result in results) == [2.0, 2.0, 3.0, 3.0]
+    assert totals["summary"]["outcomes"] == {"scored": 4}
+    again = ramify("export", "job").records
+    assert sorted(record["reward"] for record in again) == [2.0, 2.0, 3.0, 3.0]
 
 
 def test_lines_are_scored_as_they_come(ramify: CommandLine, rubric: str) -> None:
