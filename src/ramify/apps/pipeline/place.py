@@ -136,15 +136,9 @@ def sandbox_spec(
 
     `cache` is what steps find in their cache.
 
-    Raises: UnsupportedError (the provider cannot mount, or limit), ConfigError.
+    Raises: UnsupportedError (the provider cannot limit what is to be limited), ConfigError.
     """
     can = provider.capabilities()
-    needed = {"rw", "ro"} if spec.repo_write == "deny" else {"rw", "cow"}
-    if missing := sorted(needed - can.mounts):
-        raise UnsupportedError(
-            f"the {provider.name} sandbox has no {' or '.join(missing)} mounts here; "
-            "use --sandbox local or --sandbox docker"
-        )
     made = msgspec.structs.replace(
         root_of(spec, ground, can),
         user=_user(ground.source, can),
@@ -197,6 +191,16 @@ def _user(repo: Path, can: Capabilities) -> str:
         return "0:0"  # root inside is whoever runs this
     facts = repo.stat()
     return f"{facts.st_uid}:{facts.st_gid}"
+
+
+def check_mounts(spec: PipelineSpec, provider: SandboxProvider) -> None:
+    """Raises: UnsupportedError (the provider cannot show the repository as the pipeline asks)."""
+    needed = {"rw", "ro"} if spec.repo_write == "deny" else {"rw", "cow"}
+    if missing := sorted(needed - provider.capabilities().mounts):
+        raise UnsupportedError(
+            f"the {provider.name} sandbox has no {' or '.join(missing)} mounts here; "
+            "use --sandbox local or --sandbox docker"
+        )
 
 
 def check_networks(

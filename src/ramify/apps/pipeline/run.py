@@ -27,6 +27,7 @@ from ramify.apps.pipeline.pins import Pin, globs, protected_changes, put_back
 from ramify.apps.pipeline.place import (
     REPO,
     Ground,
+    check_mounts,
     check_networks,
     owner_of,
     platform_name,
@@ -211,6 +212,7 @@ class _Run:
     async def _run_steps(self, snapshot: Snapshot) -> Verdict:
         spec, provider = self.spec, self.request.provider
         await provider.probe()
+        check_mounts(spec, provider)
         can = provider.capabilities()
         ground = Ground(
             repo=self.inside,
