@@ -120,6 +120,8 @@ class TestArguments:
             Rubric([lambda reference: 1])
         with pytest.raises(ConfigError, match="neither a function nor a Reward"):
             Rubric([42])  # type: ignore[list-item]
+        with pytest.raises(ConfigError, match=r"Table is a class; give an object of it: Table\("):
+            Rubric([Table])
 
     async def test_a_column_that_a_task_lacks(self, ctx):
         def needs(missing):

@@ -141,6 +141,10 @@ def check_unique(names: Collection[str]) -> None:
 
 
 def _callable(func: Callable[..., Any] | Reward) -> Callable[..., Any]:
+    if inspect.isclass(func):
+        raise ConfigError(
+            f"{func.__name__} is a class; give an object of it: {func.__name__}(...)", field="funcs"
+        )
     if callable(func):
         return func
     score = getattr(func, "score", None)

@@ -43,7 +43,8 @@ class Rubric:
     stand in the order of the functions, whichever ends first.
 
     A synchronous function runs in a thread. Python cannot stop it: after its timeout it is written
-    off and goes on in the background; it does not keep the process from ending. What keeps the
+    off and goes on in the background; it does not keep the process from ending. While 128 of them
+    hang, no other synchronous function is called, which is an error of each. What keeps the
     interpreter lock for long (one large regular expression) belongs in a process. An async function
     runs on the event loop: it must not block there.
 
