@@ -36,13 +36,21 @@ isolation = "workdir"
 """
 
 
-def graded(place: Path, verifier: str, solve: str = "echo 42 > answer.txt\n") -> Path:
+def graded(
+    place: Path,
+    verifier: str,
+    solve: str = "echo 42 > answer.txt\n",
+    *,
+    image: str | None = None,
+    timeout_sec: float = 60.0,
+) -> Path:
     """A task and its world below `place`; `verifier` are lines of the table `[verifier]`."""
+    root = f'name = "graded"\nimage = "{image}"' if image else 'name = "graded"'
     for name, text in {
-        "world/manifest.toml": MANIFEST + verifier,
+        "world/manifest.toml": MANIFEST.replace('name = "graded"', root) + verifier,
         "world/files/notes.txt": "notes\n",
         "world/files/expectations.json": json.dumps({"answer": EXPECTED}),
-        "task/task.toml": TASK_TOML,
+        "task/task.toml": TASK_TOML.replace("60.0", str(timeout_sec)),
         "task/instruction.md": "Write the answer to answer.txt.\n",
         "task/solution/solve.sh": solve,
     }.items():

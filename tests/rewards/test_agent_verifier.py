@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from graded_world import Done, graded, honest, ramify, verdict
 
-from ramify.contracts.errors import ConfigError, UsageError
+from ramify.contracts.errors import ConfigError, ModelRefusedError, UsageError
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.tree import Outcome
 from ramify.engine.reading import read_results
@@ -22,13 +25,20 @@ RUBRIC = 'kind = "rubric"\nrubric = "rubric.py:{name}"\n'
 
 
 async def graded_run(
-    place: Path, script: Script, verifier: str = AGENT, agent: str = "oracle", solve: str = ""
+    place: Path,
+    script: Script,
+    verifier: str = AGENT,
+    *,
+    solve: str = "echo 42 > answer.txt\n",
+    sandbox: str = "local",
+    failures: Sequence[Exception] = (),
+    **world: Any,
 ) -> tuple[RolloutResult, ScriptedModel]:
-    """One rollout on `local`, in this process, with a scripted grader."""
-    task = graded(place, verifier, solve or "echo 42 > answer.txt\n")
-    judge = ScriptedModel(script, name="scripted/judge")
-    options = RunOptions(out=place / "run", max_retries=0, judge_model=judge)
-    report = await run(task, agent=agent, sandbox="local", options=options)
+    """One rollout of the reference solution, in this process, with a scripted grader."""
+    task = graded(place, verifier, solve, **world)
+    judge = ScriptedModel(script, name="scripted/judge", failures=failures)
+    options = RunOptions(out=place / "run", max_retries=2, judge_model=judge)
+    report = await run(task, agent="oracle", sandbox=sandbox, options=options)
     return report.results[0], judge
 
 
@@ -116,6 +126,34 @@ async def test_what_is_no_verdict_is_asked_again(tmp_path: Path) -> None:
     assert result.reward == 0.25, result.error
     assert "By the book." in judge.calls[0][-1].content
     assert "not from 0 to 1" in judge.calls[1][-1].content
+
+
+@pytest.mark.docker
+async def test_in_containers(tmp_path: Path) -> None:
+    result, _ = await graded_run(tmp_path, honest, sandbox="docker", image="python:3.12-slim")
+    assert result.reward == 1.0, result.error
+    assert result.grader_isolation == "workdir"
+
+
+@pytest.mark.namespaces
+async def test_a_grader_that_hangs_is_an_error(tmp_path: Path) -> None:
+    async def hang(seen: Seen) -> str:
+        await asyncio.sleep(600)
+        return ""
+
+    result, judge = await graded_run(tmp_path, [hang], timeout_sec=0.5)
+    assert (result.outcome, result.reward) == (Outcome.INFRA_ERROR, None)
+    assert "did not finish within 0.5 s" in (result.error.message if result.error else "")
+    assert (len(judge.calls), result.attempt) == (2, 1)  # once on an untouched workspace
+
+
+@pytest.mark.namespaces
+async def test_a_grader_whose_model_is_refused_does_not_run_the_agent_again(tmp_path: Path) -> None:
+    result, judge = await graded_run(tmp_path, honest, failures=[ModelRefusedError("no such key")])
+    assert (result.outcome, result.attempt) == (Outcome.INFRA_ERROR, 1)
+    assert result.error is not None
+    assert result.error.code == "reward_failed"
+    assert len(judge.calls) == 1
 
 
 NONSENSE = {
