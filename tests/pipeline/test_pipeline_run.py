@@ -23,7 +23,7 @@ from pipeline_stand import (
     verify,
 )
 
-from ramify.apps.pipeline.records import Manifest, PipelineSpec, RunEvent, StepSpec
+from ramify.apps.pipeline.records import CacheSpec, Manifest, PipelineSpec, RunEvent, StepSpec
 from ramify.contracts.errors import ConfigError
 from ramify.contracts.sandbox import Limits
 
@@ -371,3 +371,82 @@ async def test_run_ids_sort_by_time(tmp_path: Path) -> None:
         ids = [(await verify(provider, repo, pipeline("true"))).run_id for _ in range(2)]
     assert all(re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{8}", each) for each in ids)
     assert len(set(ids)) == 2
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+async def test_only_steps_that_say_so_have_a_network(name: str, tmp_path: Path) -> None:
+    repo = make_repository(tmp_path)
+    told = "env | grep -ci _proxy= || true; ls /sys/class/net 2> /dev/null | grep -vx lo || true"
+    steps = (
+        StepSpec("before", told),
+        StepSpec("install", told),
+        StepSpec("after", told),
+        StepSpec("some", told, network="packages"),
+        StepSpec("install", told, network="none"),
+    )
+    async with provider_of(name) as provider:
+        host = {"RAMIFY_PACKAGE_HOSTS": "packages.example.com"}
+        response = await verify(provider, repo, PipelineSpec(steps), host=host)
+    assert response.passed, response.tail_log
+    wishes = [step.network for step in response.manifest.steps]
+    assert wishes == ["none", "full", "none", "packages", "none"]
+    logs = sorted((run_directory(response) / "logs").glob("step-*"))
+    assert [log.read_text().split()[0] != "0" for log in logs] == [w != "none" for w in wishes]
+
+
+@pytest.mark.namespaces
+async def test_what_a_run_writes_is_bounded(tmp_path: Path) -> None:
+    repo = make_repository(tmp_path)
+    spec = pipeline("head -c 3000000 /dev/zero > $TMPDIR/x", max_artifact_bytes=2_000_000)
+    endless = pipeline("cat /dev/zero > build/x & sleep 600", max_artifact_bytes=2_000_000)
+    async with provider_of("local") as provider:
+        response = await verify(provider, repo, spec)
+        assert (response.status, response.reason) == ("FAIL", "artifact_quota")
+        async with asyncio.timeout(60):
+            response = await verify(provider, repo, endless)
+        assert (response.status, response.reason) == ("FAIL", "artifact_quota")
+
+
+@pytest.mark.namespaces
+async def test_a_cancelled_run_leaves_nothing(tmp_path: Path) -> None:
+    repo = make_repository(tmp_path)
+    before = digest(repo)
+    marker = f"8{abs(hash(str(tmp_path))) % 10**8}"
+    events: list[RunEvent] = []
+    async with provider_of("local") as provider:
+        task = asyncio.create_task(
+            verify(provider, repo, pipeline(f"echo on; sleep {marker}"), events=events)
+        )
+        while not any(event.kind == "output" for event in events):  # noqa: ASYNC110  (a list)
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert alive(marker) == []
+    (run,) = (tmp_path / "artifacts/runs").iterdir()
+    assert not (run / "manifest.json").exists()
+    assert not (run / ".work").exists()
+    assert (run / "logs/step-01-step1.log").read_text() == "on\n"
+    assert digest(repo) == before
+
+
+@pytest.mark.namespaces
+async def test_a_cache_is_kept_after_pass_and_never_changed(tmp_path: Path) -> None:
+    repo = make_repository(tmp_path)
+    file = "$PIP_CACHE_DIR/x"
+    command = f"cat {file} 2> /dev/null || true; mkdir -p $PIP_CACHE_DIR; echo $N > {file}"
+    spec = msgspec.structs.replace(
+        pipeline(command, "$RESULT"), cache=CacheSpec(("docs/*.txt",)), pass_env=("N", "RESULT")
+    )
+    async with provider_of("local") as provider:
+
+        async def said(number: int, result: str = "true") -> str:
+            host = {"N": str(number), "RESULT": result}
+            return (await verify(provider, repo, spec, host=host)).tail_log.partition("\n")[0]
+
+        assert "exited with 1" in await said(1, "false")
+        assert await said(2) == ""
+        assert await said(3) == "2"
+        assert await said(4) == "2"
+        (repo / "docs/a.txt").write_text("another lock file\n")
+        assert await said(5) == ""

@@ -53,6 +53,7 @@ from ramify.apps.pipeline.report import (
 )
 from ramify.apps.pipeline.snapshot import Snapshot, changed_since, take_snapshot
 from ramify.apps.pipeline.steps import Look, Stage, Steps
+from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.context import Clock
 from ramify.contracts.errors import ConfigError, InfraError
 from ramify.contracts.sandbox import Sandbox, SandboxImage, SandboxProvider, SandboxSpec
@@ -131,7 +132,7 @@ async def run_pipeline(request: RunRequest) -> Response:
             try:
                 return await run.go()
             finally:
-                await asyncio.to_thread(directory.clear)
+                await uninterrupted(asyncio.to_thread(directory.clear))
     except OSError as error:
         if error.errno in _FULL:
             raise InfraError(
@@ -183,10 +184,11 @@ class _Run:
         if refused is not None:
             return refused
         verdict = await self._run_steps(self.snapshot)
-        moved = await self._moved(self.snapshot)
-        if moved and verdict.passed:
-            self._note(f"the repository changed while it was verified: {listed(moved)}")
-            return Verdict("moving_tree", f"changed meanwhile: {listed(moved)}; verify again")
+        if verdict.passed and self.source == self.repo:  # else a copy was verified
+            moved = await changed_since(self.repo, self.snapshot)
+            if moved:
+                self._note(f"the repository changed while it was verified: {listed(moved)}")
+                return Verdict("moving_tree", f"changed meanwhile: {listed(moved)}; verify again")
         return verdict
 
     async def _pin_paths(self, snapshot: Snapshot) -> Verdict | None:
@@ -238,7 +240,7 @@ class _Run:
                 try:
                     verdict = await self.steps.run_all(stage)
                 finally:
-                    await self.steps.aclose()
+                    await uninterrupted(self.steps.aclose())
             if verdict.passed:
                 await asyncio.to_thread(keep)
             return verdict
@@ -288,11 +290,6 @@ class _Run:
             return found
 
         return look
-
-    async def _moved(self, snapshot: Snapshot) -> list[str]:
-        if self.source != self.repo:
-            return []  # a copy was verified
-        return await changed_since(self.repo, snapshot)
 
     async def _answer(self, verdict: Verdict) -> Response:
         self.combined.close()
@@ -361,4 +358,4 @@ async def _sandbox(
     try:
         yield sandbox
     finally:
-        await sandbox.teardown()
+        await uninterrupted(sandbox.teardown())

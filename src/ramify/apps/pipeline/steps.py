@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -146,6 +146,8 @@ class Steps:
                 WriteViolation(change.path, change.kind, step.name)
                 for change in await stage.look(False)
             ]
+            if not ended.stopped and await self._over_quota():
+                ended = replace(ended, stopped="artifact_quota")
             verdict = self._judge(stage, step, ended, violations, timeout)
             if leftovers and not kept:
                 log.note(f"killed what the step left behind: {', '.join(leftovers[:10])}")
@@ -198,10 +200,12 @@ class Steps:
             turn += 1
             if await stage.look(True):
                 return "write_violation"
-            if turn % _QUOTA_EVERY == 0:
-                used = await asyncio.to_thread(used_bytes, self.run.path)
-                if used > self.spec.max_artifact_bytes:
-                    return "artifact_quota"
+            if turn % _QUOTA_EVERY == 0 and await self._over_quota():
+                return "artifact_quota"
+
+    async def _over_quota(self) -> bool:
+        used = await asyncio.to_thread(used_bytes, self.run.path)
+        return used > self.spec.max_artifact_bytes
 
     def _judge(
         self,
