@@ -13,8 +13,10 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import threading
+import weakref
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -70,7 +72,11 @@ _heads = msgspec.json.Decoder(_Head)
 
 
 class Index:
-    """The index of one job at one moment. Get it with `load`."""
+    """The index of one job at one moment. Get it with `load`; `extend` brings it up to date.
+
+    Others may read, and write, the same index at the same time, in this process and elsewhere: the
+    file is only ever replaced, and this one keeps to the file that it has read.
+    """
 
     def __init__(self, path: Path, files: Sequence[tuple[int, Path]]) -> None:
         self._path = path
@@ -78,6 +84,8 @@ class Index:
         self._header = _Header()
         self._start = 0
         self._fresh: dict[str, bytearray] = {}
+        self._handle: int | None = None
+        self._close: Callable[[], object] = int  # nothing to close yet
 
     @classmethod
     def load(cls, job: Path, files: Sequence[tuple[int, Path]]) -> Index:
@@ -88,7 +96,7 @@ class Index:
         index = cls(job / INDEX_FILE, files)
         if not index._read():
             index._header = _Header()
-        index._extend()
+        index.extend()
         return index
 
     def newest_fences(self) -> Mapping[str, int]:
@@ -123,9 +131,10 @@ class Index:
     def _read(self) -> bool:
         """Take over the index file; False if there is none that fits."""
         try:
-            with self._path.open("rb") as file:
-                magic, size, checksum = _PREFIX.unpack(file.read(_PREFIX.size))
-                content = file.read(size) if size <= self._path.stat().st_size else b""
+            handle = self._keep(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
+            magic, size, checksum = _PREFIX.unpack(os.pread(handle, _PREFIX.size, 0))
+            whole = os.fstat(handle).st_size
+            content = os.pread(handle, size, _PREFIX.size) if size <= whole else b""
             if magic != _MAGIC or zlib.crc32(content) != checksum:
                 return False
             self._header = _decoder.decode(content)
@@ -133,7 +142,7 @@ class Index:
             return False  # missing, or torn: it is made anew
         self._start = _PREFIX.size + size
         total = sum(group.count for group in self._header.rollouts.values())
-        if self._path.stat().st_size < self._start + total * _RECORD.size:
+        if whole < self._start + total * _RECORD.size:
             return False
         return all(self._fits(*entry) for entry in self._header.covered.items())
 
@@ -149,14 +158,24 @@ class Index:
         group = self._header.rollouts.get(rollout_id)
         if group is None or group.count == 0:
             return b""
-        with self._path.open("rb") as file:
-            file.seek(self._start + group.first * _RECORD.size)
-            records = file.read(group.count * _RECORD.size)
+        size = _RECORD.size
+        records = b""
+        if self._handle is not None:
+            place = self._start + group.first * size
+            records = os.pread(self._handle, group.count * size, place)
         if zlib.crc32(records) != group.checksum:
             raise StoreError(f"{self._path}: is damaged; delete it, it is made anew when needed")
         return records
 
-    def _extend(self) -> None:
+    def _keep(self, handle: int) -> int:
+        """Read from this file from now on; it is closed with the index."""
+        self._close()
+        self._close = weakref.finalize(self, os.close, handle)
+        self._handle = handle
+        return handle
+
+    def extend(self) -> None:
+        """Take in what was written since. Raises StoreError where an events file is damaged."""
         added = 0
         groups = self._header.rollouts
         numbers = {key: number for number, key in enumerate(groups)}
@@ -180,8 +199,9 @@ class Index:
             if line:
                 covered = _Covered(offset + len(line), offset, checksum_of(line))
                 self._header.covered[number] = covered
-        total = added + sum(group.count for group in groups.values())
-        if added * _WORTH_SAVING >= total > 0 and added:
+        fresh = sum(map(len, self._fresh.values())) // _RECORD.size
+        total = fresh + sum(group.count for group in groups.values())
+        if added and fresh * _WORTH_SAVING >= total:
             self._save()
 
     def _save(self) -> None:
@@ -196,18 +216,20 @@ class Index:
             first += count
         encoded = msgspec.json.encode(header)
         encoded += b" " * (-len(encoded) % _RECORD.size)
-        draft = self._path.with_name(f".{INDEX_FILE}.{os.getpid()}")
+        draft = self._path.with_name(f".{INDEX_FILE}.{os.getpid()}.{threading.get_ident()}")
         try:
             with draft.open("wb") as file:
                 file.write(_PREFIX.pack(_MAGIC, len(encoded), zlib.crc32(encoded)))
                 file.write(encoded)
                 file.writelines(records)
+            handle = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
             draft.replace(self._path)
         except OSError as error:
             # It only saves time, and a reader may have no right or no room to write.
             _log.debug("%s not saved: %s", self._path, error)
             draft.unlink(missing_ok=True)
             return
+        self._keep(handle)
         self._header, self._start, self._fresh = header, _PREFIX.size + len(encoded), {}
 
 

@@ -94,18 +94,26 @@ def read_results(path: Path) -> dict[str, RolloutResult]:
 
 def recorded_results(path: Path) -> dict[str, RolloutResult]:
     """The same as each was when its rollout ended. Raises StoreError."""
-    found: dict[str, RolloutResult] = {}
+    return _results_from(path, 0, {})[0]
+
+
+def _results_from(
+    path: Path, start: int, before: Mapping[str, RolloutResult]
+) -> tuple[dict[str, RolloutResult], int]:
+    """Those before, and those that stand from a byte of the file on; and where that ends."""
+    found = dict(before)
     file = path / RESULTS_FILE
     if not file.exists():
-        return found
-    for offset, line in read_lines(file):
+        return found, start
+    for offset, line in read_lines(file, start):
         try:
             result = _results.decode(line)
         except msgspec.DecodeError as error:
             raise StoreError(f"{file}: byte {offset}: is not a result ({error})") from error
         if supersedes(result, found.get(result.rollout_id)):
             found[result.rollout_id] = result
-    return found
+        start = offset + len(line)
+    return found, start
 
 
 def supersedes(result: RolloutResult, standing: RolloutResult | None) -> bool:
@@ -129,15 +137,26 @@ class JobReader:
     """
 
     def __init__(self, path: Path, *, revised: bool = True) -> None:
-        self._path = path
-        recorded = recorded_results(path)
-        self._revisions = read_revisions(path, recorded) if revised else {}
+        self._path, self._revised = path, revised
+        self._recorded_results: dict[str, RolloutResult] = {}
+        self._read = 0
         self._index = Index.load(path, event_files(path))
         self._blobs = BlobStore(path / "blobs")
+        self._take()
+
+    def update(self) -> None:
+        """Take in what was recorded since, of the engine that has the job open. Blocks."""
+        self._index.extend()
+        self._take()
+
+    def _take(self) -> None:
+        found, self._read = _results_from(self._path, self._read, self._recorded_results)
+        self._recorded_results = found
+        self._revisions = read_revisions(self._path, found) if self._revised else {}
         later = {key: revision.result for key, revision in self._revisions.items()}
-        self.results: Mapping[str, RolloutResult] = {**recorded, **later}
+        self.results: Mapping[str, RolloutResult] = {**found, **later}
         self._wanted = {
-            key: recorded[key].fence if key in recorded else fence
+            key: found[key].fence if key in found else fence
             for key, fence in self._index.newest_fences().items()
         }
 

@@ -46,6 +46,8 @@ class Siblings:
     around: Surroundings
     concurrency: int
     _before: Set[str] = field(default_factory=set[str])
+    _reader: JobReader | None = None
+    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def completed(
         self, plan: JobPlan, ended: AsyncGenerator[RolloutResult]
@@ -95,7 +97,8 @@ class Siblings:
         if batch.reward is None or self.around.cancel.cancelled:
             return batch.results
         compares = isinstance(batch.reward, GroupReward) and batch.reward.compares
-        rollouts = await asyncio.to_thread(self._read, batch.results)
+        async with self._reading:
+            rollouts = await asyncio.to_thread(self._read, batch.results)
         revised = await score_together(rollouts, batch.reward, once=True)
         siblings = sorted((one.result.rollout_id, one.result.fence) for one in rollouts)
         await self.revisions.record(
@@ -111,7 +114,11 @@ class Siblings:
 
     def _read(self, results: Sequence[RolloutResult]) -> list[RecordedRollout]:
         """The rollouts as they were when they ended. Blocks."""
-        reader = JobReader(self.store.path, revised=False)
+        if self._reader is None:
+            self._reader = JobReader(self.store.path, revised=False)
+        else:
+            self._reader.update()
+        reader = self._reader
         return [
             read_rollout(
                 reader,
