@@ -71,7 +71,8 @@ PROJECTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     ),
     "uv": (
         {
-            "pyproject.toml": "[project]\nname='x'\n[dependency-groups]\ntesting=[]\n[tool.pytest]\n",
+            "pyproject.toml": "[project]\nname='x'\n[tool.pytest]\n[dependency-groups]\n"
+            "testing=[]\n",
             "uv.lock": "",
         },
         {
@@ -142,8 +143,8 @@ PROJECTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {
             "install": "cargo fetch --locked",
             "format": "cargo fmt --all --check",
-            "lint": "cargo clippy --locked --offline --all-targets -- -D warnings",
-            "build": "cargo build --locked --offline --all-targets",
+            "lint": "cargo clippy --locked --offline --tests",
+            "build": "cargo build --locked --offline",
             "test": "cargo test --locked --offline",
         },
     ),
@@ -151,7 +152,7 @@ PROJECTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {"Cargo.toml": "[workspace]\nmembers=['a']\n"},
         {
             "install": "cargo fetch",
-            "build": "cargo build --offline --workspace --all-targets",
+            "build": "cargo build --offline --workspace",
             "test": "cargo test --offline --workspace",
         },
     ),
