@@ -138,20 +138,20 @@ class JobReader:
 
     def __init__(self, path: Path, *, revised: bool = True) -> None:
         self._path, self._revised = path, revised
-        self._recorded_results: dict[str, RolloutResult] = {}
-        self._read = 0
+        # Results come first: what they speak of is in the events that are read afterwards.
+        found, self._read = _results_from(path, 0, {})
         self._index = Index.load(path, event_files(path))
         self._blobs = BlobStore(path / "blobs")
-        self._take()
+        self._take(found)
 
     def update(self) -> None:
         """Take in what was recorded since, of the engine that has the job open. Blocks."""
+        found, self._read = _results_from(self._path, self._read, self._first)
         self._index.extend()
-        self._take()
+        self._take(found)
 
-    def _take(self) -> None:
-        found, self._read = _results_from(self._path, self._read, self._recorded_results)
-        self._recorded_results = found
+    def _take(self, found: dict[str, RolloutResult]) -> None:
+        self._first = found
         self._revisions = read_revisions(self._path, found) if self._revised else {}
         later = {key: revision.result for key, revision in self._revisions.items()}
         self.results: Mapping[str, RolloutResult] = {**found, **later}
