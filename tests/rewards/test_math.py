@@ -40,6 +40,13 @@ async def reward():
     reward.close()
 
 
+@pytest.fixture(scope="module")
+def quick():
+    reward = MathReward(cpu_sec=0.5, memory_mb=512, workers=1)
+    yield reward
+    reward.close()
+
+
 def scene(folder: Path, said: str, target: object = "42"):
     task = Task("sums:one", "What is six times seven?", target=target)
     node = make_node([Message("user", "?")], [Step((Message("assistant", said),))])
@@ -108,12 +115,6 @@ class TestAnswers:
 
 @LOOP
 class TestRunaways:
-    @pytest.fixture
-    def quick(self):
-        reward = MathReward(cpu_sec=1.0, memory_mb=512, workers=1)
-        yield reward
-        reward.close()
-
     @pytest.mark.parametrize(
         "answer",
         ["9^{9^{9^9}}", r"10^{10^{10}}!", r"(9^{9^9})^{\frac{1}{3}}", r"7^{7^{7^{7}}} + x"],
