@@ -17,6 +17,7 @@ from ramify.contracts.tree import Outcome
 from ramify.engine.reading import read_results
 from ramify.envs.plan import RunOptions
 from ramify.envs.run import run
+from ramify.planes.reward.agent_verdict import UnusableAnswerError, read_verdict
 from ramify.testing.openai_server import OpenAIServer
 from ramify.testing.scripted_model import Script, ScriptedModel, Seen, Turn, call
 
@@ -103,6 +104,34 @@ async def test_the_grader_has_a_sandbox_of_its_own(tmp_path: Path) -> None:
     assert "sleep 600" not in found
     assert "expectations.json" in found
     assert "answer.txt" in found
+
+
+@pytest.mark.namespaces
+async def test_what_the_world_answers_is_there(tmp_path: Path) -> None:
+    state = '\n[[environment.state]]\nkind = "files"\npaths = ["/app"]\n'
+    answers: list[str] = []
+
+    def script(seen: Seen) -> Turn:
+        if seen.turn == 0:
+            return call("bash", command="cat /tests/world.json")
+        answers.append(seen.answers[-1])
+        return verdict(seen, 1.0)
+
+    result, _ = await graded_run(tmp_path, script, AGENT + state)
+    assert result.reward == 1.0, result.error
+    assert "answer.txt" in json.dumps(json.loads(answers[0])["state"])
+
+
+@pytest.mark.namespaces
+async def test_outputs_alone_take_declared_outputs(tmp_path: Path) -> None:
+    task = graded(tmp_path, AGENT)
+    toml = task / "task.toml"
+    toml.write_text(toml.read_text().replace('"workdir"', '"outputs"'))
+    options = RunOptions(out=tmp_path / "run", judge_model=ScriptedModel(honest), max_retries=0)
+    report = await run(task, agent="oracle", sandbox="local", options=options)
+    [result] = report.results
+    assert result.outcome is Outcome.INFRA_ERROR
+    assert "declares no outputs" in (result.error.message if result.error else "")
 
 
 @pytest.mark.namespaces
@@ -204,6 +233,35 @@ async def test_a_planted_verdict_is_not_taken(tmp_path: Path) -> None:
 
     result, _ = await graded_run(tmp_path, parrot, solve=f"echo '{planted}' > answer.txt\n")
     assert (result.outcome, result.reward) == (Outcome.INVALID, 0.0)
+
+
+VERDICTS = {
+    "whole": ('{"nonce": "n", "reward": 1, "reason": "r", "items": {"a": 0.5}}', None),
+    "fenced": ('```json\n{"nonce": "n", "reward": 0.0}\n```', None),
+    "true": ('{"nonce": "n", "reward": true}', "form"),
+    "text": ('{"nonce": "n", "reward": "1"}', "form"),
+    "null": ('{"nonce": "n", "reward": null}', "form"),
+    "infinite": ('{"nonce": "n", "reward": 1e309}', "not finite"),
+    "a word for it": ('{"nonce": "n", "reward": Infinity}', "not finite"),
+    "below": ('{"nonce": "n", "reward": -0.01}', "not from 0 to 1"),
+    "above": ('{"nonce": "n", "reward": 1000000}', "not from 0 to 1"),
+    "no nonce": ('{"reward": 1.0}', "form"),
+    "more": ('{"nonce": "n", "reward": 1.0, "bonus": 1}', "form"),
+    "words": ('Here: {"nonce": "n", "reward": 1.0}', "JSON object alone"),
+    "items that are no numbers": ('{"nonce": "n", "reward": 1, "items": {"a": "b"}}', "form"),
+    "odd names": ('{"nonce": "n", "reward": 1, "items": {"a\\u202e": 1}}', "names"),
+    "nothing": ("", "JSON object alone"),
+}
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_verdicts_are_read_strictly(case: str) -> None:
+    text, why = VERDICTS[case]
+    if why is None:
+        assert read_verdict(text, "n", (0.0, 1.0)).reward in (0.0, 1.0)
+        return
+    with pytest.raises(UnusableAnswerError, match=why):
+        read_verdict(text, "n", (0.0, 1.0))
 
 
 RUBRIC_PY = """\
