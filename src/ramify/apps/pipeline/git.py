@@ -120,14 +120,7 @@ class Git:
         level = [("", root)]
         while level:
             trees = await self.read({oid for _place, oid in level}, b"tree")
-            below: list[tuple[str, str]] = []
-            for place, oid in level:
-                for name, entry in self._entries(trees[oid]):
-                    if entry.mode == _DIRECTORY:
-                        below.append((f"{place}{name}/", entry.oid))
-                    else:
-                        files[place + name] = entry
-            level = below
+            level = await asyncio.to_thread(self._level, level, trees, files)
         return root, files
 
     async def read(self, oids: Iterable[str], kind: bytes) -> dict[str, bytes]:
@@ -140,6 +133,10 @@ class Git:
         code, out, err = await self._run(("cat-file", "--batch"), asked)
         if code != 0:
             raise self._broken(err)
+        return await asyncio.to_thread(self._checked, wanted, kind, out)
+
+    def _checked(self, wanted: list[str], kind: bytes, out: bytes) -> dict[str, bytes]:
+        """The objects that `cat-file --batch` gave, in order."""
         found: dict[str, bytes] = {}
         at = 0
         for oid in wanted:
@@ -172,12 +169,7 @@ class Git:
         code, out, err = await self._run(("ls-files", "--stage", "-z"))
         if code != 0:
             raise self._broken(err)
-        found: dict[str, TreeEntry] = {}
-        for line in out.split(b"\0")[:-1]:
-            facts, _, path = line.partition(b"\t")
-            mode, oid, _stage = facts.decode().split(" ")
-            found[os.fsdecode(path)] = TreeEntry(mode, oid)
-        return found
+        return await asyncio.to_thread(_staged, out)
 
     async def hash_files(self, paths: Iterable[str]) -> dict[str, str]:
         """The ids that the content of files would have, as `git add` would store them.
@@ -215,6 +207,19 @@ class Git:
             row = _row(_DIRECTORY, name, self.tree_oid(inner))
             rows.append((os.fsencode(name) + b"/", row))
         return self.oid(b"tree", b"".join(row for _key, row in sorted(rows)))
+
+    def _level(
+        self, level: list[tuple[str, str]], trees: dict[str, bytes], files: dict[str, TreeEntry]
+    ) -> list[tuple[str, str]]:
+        """Add the files of one level of a tree; the directories of the next."""
+        below: list[tuple[str, str]] = []
+        for place, oid in level:
+            for name, entry in self._entries(trees[oid]):
+                if entry.mode == _DIRECTORY:
+                    below.append((f"{place}{name}/", entry.oid))
+                else:
+                    files[place + name] = entry
+        return below
 
     def _entries(self, data: bytes) -> Iterable[tuple[str, TreeEntry]]:
         size = 32 if self._sha256 else 20
@@ -318,6 +323,16 @@ def find_nested(repo: Path) -> Path | None:
     if not text.startswith(b"gitdir:"):
         return None
     return repo / os.fsdecode(text.removeprefix(b"gitdir:").strip())
+
+
+def _staged(listed: bytes) -> dict[str, TreeEntry]:
+    """What `ls-files --stage -z` says."""
+    found: dict[str, TreeEntry] = {}
+    for line in listed.split(b"\0")[:-1]:
+        facts, _, path = line.partition(b"\t")
+        mode, oid, _stage = facts.decode().split(" ")
+        found[os.fsdecode(path)] = TreeEntry(mode, oid)
+    return found
 
 
 def _packed(dirs: Path, name: str) -> bytes:

@@ -104,7 +104,10 @@ async def take_snapshot(repo: Path, shadow: Path | None) -> Snapshot:
             if at is not None or (repo / path).is_dir():
                 files = {p: e for p, e in files.items() if not p.startswith(f"{path}/")}
                 files[path] = TreeEntry(GITLINK, at or entry.oid)
-    tree = _plain_tree(files) if git is None else root if files == base else git.tree_oid(files)
+    if root and files == base:
+        tree = root
+    else:
+        tree = await asyncio.to_thread(git.tree_oid if git else _plain_tree, files)
     return Snapshot(files, stamps, commit, tree, base, staged, git, exclude, _directories(stamps))
 
 
@@ -132,19 +135,25 @@ async def _contents(
             oids = await git.hash_files(regular)
         else:
             oids = await asyncio.to_thread(_hashes, repo, regular)
-        found: dict[str, TreeEntry] = {}
-        for path, stamp in stamps.items():
-            if stat.S_ISREG(stamp.mode):
-                mode = "100755" if stamp.mode & 0o100 else "100644"
-                found[path] = TreeEntry(mode, oids[path])
-            else:
-                target = os.fsencode(os.readlink(repo / path))
-                oid = git.oid(b"blob", target) if git else hashlib.sha256(target).hexdigest()
-                found[path] = TreeEntry("120000", oid)
+        return await asyncio.to_thread(_entries_of, repo, stamps, oids, git)
     except OSError as error:
         raise ConfigError(
             f"{error.filename}: {error.strerror}; it must not change while it is read", str(repo)
         ) from error
+
+
+def _entries_of(
+    repo: Path, stamps: Mapping[str, Stamp], oids: Mapping[str, str], git: Git | None
+) -> dict[str, TreeEntry]:
+    found: dict[str, TreeEntry] = {}
+    for path, stamp in stamps.items():
+        if stat.S_ISREG(stamp.mode):
+            mode = "100755" if stamp.mode & 0o100 else "100644"
+            found[path] = TreeEntry(mode, oids[path])
+        else:
+            target = os.fsencode(os.readlink(repo / path))
+            oid = git.oid(b"blob", target) if git else hashlib.sha256(target).hexdigest()
+            found[path] = TreeEntry("120000", oid)
     return found
 
 
