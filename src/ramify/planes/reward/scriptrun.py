@@ -29,6 +29,8 @@ _REWARD_LIMITS = TransferLimits(
 _REPORT_LIMITS = TransferLimits(
     max_bytes=MAX_REPORT_BYTES, max_file_bytes=MAX_REPORT_BYTES, max_entries=1
 )
+_KILLED = range(129, 193)
+"""Exit codes that tell of a signal."""
 _REWARD_FILES = ("reward.json", "reward.txt")
 
 
@@ -66,7 +68,14 @@ class ScriptRun:
                 )
             if tests is not None:
                 await self._check_tests(tests)
-        return await self._read(result), result
+        parsed = await self._read(result)
+        lowest = self.package.verifier.reward_range[0]
+        if result.exit_code in _KILLED and parsed.reward > lowest:
+            # What they had to say came from somebody else, or was not all of it.
+            raise InvalidRewardError(
+                "tampered", f"a reward was left, and the tests were killed ({result.exit_code})"
+            )
+        return parsed, result
 
     async def wipe(self) -> None:
         """Remove the tests and what they left."""
