@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ramify.apps.pipeline.retention import Swept, belongs_to, held_run, sweep
+from ramify.apps.pipeline.removal import in_use
+from ramify.apps.pipeline.retention import Swept, belongs_to, sweep
 
 NOW = 1_700_000_000.0
 GIB = 1024**3
@@ -76,8 +77,8 @@ def test_a_running_run_is_never_taken(tmp_path: Path) -> None:
     run = make_run(tmp_path, "going", 9000, finished=False)
     code = (
         "import sys; from pathlib import Path\n"
-        "from ramify.apps.pipeline.retention import held_run\n"
-        "with held_run(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "from ramify.apps.pipeline.removal import in_use\n"
+        "with in_use(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -94,7 +95,7 @@ def test_a_running_run_is_never_taken(tmp_path: Path) -> None:
 
 def test_a_run_can_be_held_again(tmp_path: Path) -> None:
     run = make_run(tmp_path, "a", 9000, finished=False)
-    with held_run(run):
+    with in_use(run):
         assert swept(tmp_path) == Swept()
     assert swept(tmp_path).runs == ("a",)
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 
-from ramify.apps.pipeline.removal import REMOVED, in_use, remove_unused
+from ramify.apps.pipeline.removal import REMOVED, remove_unused
 
 MANIFEST = "manifest.json"
 """Name of the file that makes a run a finished one."""
@@ -31,13 +31,6 @@ class Swept(msgspec.Struct, frozen=True):
     problems: tuple[str, ...] = ()
 
 
-@contextmanager
-def held_run(directory: Path) -> Generator[None]:
-    """Mark a run as running, so that no sweep takes it. A process that dies lets go of it."""
-    with in_use(directory):
-        yield
-
-
 def belongs_to(run: Path, repository: Path) -> None:
     """Note in a run's directory which repository it is of. Raises: OSError."""
     (run / _OWNER).write_text(_named(repository))
@@ -49,8 +42,8 @@ def sweep(
     """Remove runs of a repository beyond the newest `keep_runs`, or `keep_bytes` in all.
 
     The newest finished run is kept whatever its size. A run that never finished (it has no
-    manifest) goes an hour after it was last touched, whose ever it is. Runs that are held are
-    left alone. `now`: seconds since the epoch.
+    manifest) goes an hour after it was last touched, whose ever it is. Runs that are `in_use`
+    are left alone. `now`: seconds since the epoch.
     """
     folder = artifacts / "runs"
     finished: list[tuple[float, str]] = []

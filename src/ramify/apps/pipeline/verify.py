@@ -18,7 +18,7 @@ from ramify.apps.pipeline.pins import Pin, find_pin
 from ramify.apps.pipeline.place import DEFAULT_IMAGE, HOST
 from ramify.apps.pipeline.records import PipelineSpec, Response, RunEvent
 from ramify.apps.pipeline.report import stamp
-from ramify.apps.pipeline.retention import belongs_to, sweep
+from ramify.apps.pipeline.retention import sweep
 from ramify.apps.pipeline.run import RunRequest, run_pipeline
 from ramify.contracts.context import Clock
 from ramify.contracts.errors import ConfigError, InfraError, UnsupportedError
@@ -135,7 +135,6 @@ async def run_planned(
                 on_event=emit,
             )  # fmt: skip
             response = await run_pipeline(request)
-            await asyncio.to_thread(belongs_to, directory, repo)
             swept = await asyncio.to_thread(
                 sweep,
                 planned.artifacts,
