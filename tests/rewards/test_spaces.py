@@ -427,6 +427,7 @@ class TestDisagreement:
         plain = Suspicion(Rubric([solved, right], weights=[1.0, 0.0]))
         assert isinstance(plain, GroupReward)
         assert not plain.compares
+        assert [entry.name for entry in plain.describe().entries] == ["solved", "right_actions"]
         result = await plain.score(leaf(), context(tmp_path))
         assert result.reward == 1.0
         assert (result.items["suspect"], result.items["space_gap"]) == (1.0, 1.0)

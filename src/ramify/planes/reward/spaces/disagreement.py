@@ -11,10 +11,12 @@ import msgspec
 from ramify.contracts.context import Context
 from ramify.contracts.errors import ConfigError
 from ramify.contracts.reward import (
+    Described,
     Granularity,
     GroupReward,
     Reward,
     RewardEvent,
+    RubricManifest,
     Space,
     VerifyResult,
 )
@@ -85,7 +87,9 @@ def with_suspicion(result: VerifyResult, *, high: float = 0.8, low: float = 0.5)
 
 
 class Suspicion:
-    """Any reward, with a word on whether its spaces disagree. Implements `GroupReward`.
+    """Any reward, with a word on whether its spaces disagree.
+
+    Implements `GroupReward` and `Described`.
 
     Args:
         reward: what scores; mostly a rubric with functions of several spaces.
@@ -103,6 +107,12 @@ class Suspicion:
     def compares(self) -> bool:
         """Whether the reward compares siblings."""
         return isinstance(self._reward, GroupReward) and self._reward.compares
+
+    def describe(self) -> RubricManifest:
+        """What the reward consists of; without entries where it does not say."""
+        if isinstance(self._reward, Described):
+            return self._reward.describe()
+        return RubricManifest(getattr(self._reward, "name", type(self._reward).__name__), ())
 
     async def score(self, node: RolloutNode, ctx: Context) -> VerifyResult:
         """Score, and compare the spaces. Raises what the reward raises."""
