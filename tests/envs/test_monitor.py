@@ -10,6 +10,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -163,6 +164,11 @@ BAD = [
     b'{"nodes": [{"node": 0}, {"node": 1, "parent": 7}]}',
     b'{"nodes": [{"node": 3}]}',
     b"[" * 100_000,
+]
+STRANGE = [
+    b'{"messages": "a text", "reward": 1%s}' % (b"0" * 400),
+    b'{"messages": [{"role": "user", "content": "only asked"}], "leaf_id": true}',
+    b'{"prompt": null, "completion": null, "info": 5, "task": {"a": 1}}',
 ]
 
 
@@ -374,3 +380,12 @@ def test_means_and_intervals_without_keeping_values() -> None:
     assert a.high == pytest.approx(2.5 + 2.05426, abs=1e-4)
     assert (b.count, b.mean) == (0, None)
     assert (c.count, c.errors) == (0, 4)
+
+
+async def test_strange_lines_are_trajectories_all_the_same(tmp_path: Path) -> None:
+    def speechless(completion: Any) -> float:
+        raise OSError("no such file: \udcff")
+
+    found = await watch(ramify.Rubric([speechless], [0.0]), tmp_path, *STRANGE)
+    assert [one.reward for one in found] == [0.0, 0.0, 0.0]
+    assert all(msgspec.json.encode(one) for one in found)

@@ -14,7 +14,6 @@ from typing import Any, cast
 import msgspec
 
 from ramify import compose
-from ramify.contracts.errors import UsageError
 from ramify.contracts.reward import (
     Granularity,
     GroupReward,
@@ -137,7 +136,7 @@ class Monitor:
     """Scores lines with one reward.
 
     Attributes:
-        parse: what a line holds. Raises UsageError, ValueError, TypeError or KeyError.
+        parse: what a line holds; raises where that is no trajectory.
         reward: how it is scored.
         around: what the contexts of rewards have in common.
         artifacts: a directory for what rewards leave behind.
@@ -166,7 +165,7 @@ class Monitor:
             return [Watched(line=line.number, reward=None, problem=line.problem)]
         try:
             found = await asyncio.to_thread(self.parse, line)
-        except (UsageError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except Exception as error:  # whatever a line holds, the others are scored
             torn = "; it is cut off, the newline is missing" if line.torn else ""
             said = f"holds no trajectory: {_text(error)}{torn}"
             return [Watched(line=line.number, reward=None, problem=said)]
@@ -207,7 +206,7 @@ def _watched(
     if score is None:
         return about
     if isinstance(score, Verdict):
-        said = score.error.message
+        said = _clean(score.error.message)
         return msgspec.structs.replace(about, errors={_REWARD: said}, suspect=(said,))
     steps = tuple(e for e in score.events if e.granularity is Granularity.STEP)
     return msgspec.structs.replace(
@@ -215,9 +214,9 @@ def _watched(
         reward=score.reward,
         rewards=_by_space(score),
         items=score.items,
-        errors=score.errors,
+        errors={name: _clean(text) for name, text in score.errors.items()},
         steps=steps,
-        suspect=tuple(_suspicions(score.details)),
+        suspect=tuple(map(_clean, _suspicions(score.details))),
         pending=pending_parts(score),
     )
 
@@ -247,4 +246,9 @@ def _suspicions(details: Mapping[str, Any], depth: int = 0) -> list[str]:
 
 def _text(error: BaseException) -> str:
     text = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-    return (text or type(error).__name__)[:300]
+    return _clean((text or type(error).__name__)[:300])
+
+
+def _clean(text: str) -> str:
+    """Text that JSON can hold: what a reward says may have half a character of a file's name."""
+    return text.encode("utf-8", "replace").decode()

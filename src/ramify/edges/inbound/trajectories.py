@@ -149,7 +149,10 @@ def _name(record: dict[str, Any]) -> str:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:
+        return None
 
 
 def _node(index: int, node: object) -> dict[str, Any]:
@@ -169,7 +172,7 @@ def _step(node: dict[str, Any]) -> Step:
         action=str(node.get("action") or _action(messages)),
         kind=StepKind(kind) if kind in tuple(StepKind) else StepKind.SAMPLED,
         role=str(node.get("role", "agent")),
-        prior=float(prior) if isinstance(prior, int | float) else None,
+        prior=_number(prior),
         branch_reason=str(node["branch_reason"]) if node.get("branch_reason") else None,
     )
 
