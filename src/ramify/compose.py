@@ -271,6 +271,8 @@ def grader(how: Grading, level: IsolationLevel, judge: Model | None) -> Reward:
         return reward(level)
     if how.kind == "rubric":
         return rubric(how.rubric, judge)
+    if how.kind == "pipeline":
+        return load("rewards", "pipeline")()
     who = agent(how.agent)
     if who.capabilities().interactive:
         raise UsageError(f"{how.manifest}: the agent {who.name} wants a person, and cannot grade")

@@ -16,7 +16,7 @@ class Grading:
     """The table `[verifier]` of a manifest, with places made absolute.
 
     Attributes:
-        kind: `script`, `rubric` or `agent`.
+        kind: `script`, `rubric`, `agent` or `pipeline`.
         manifest: the file that says so; None where a task has no world.
         rubric: `/abs/file.py:name`, or `package.module:name`.
         agent: name of the agent that grades.
@@ -24,7 +24,7 @@ class Grading:
         verdict: where it leaves its verdict.
     """
 
-    kind: Literal["script", "rubric", "agent"] = "script"
+    kind: Literal["script", "rubric", "agent", "pipeline"] = "script"
     manifest: Path | None = None
     rubric: str = ""
     agent: str = ""

@@ -186,7 +186,7 @@ class VerifierSpec(Table, frozen=True):
 
     Attributes:
         kind: `script` runs the task's tests; `rubric` calls Python functions of ours; `agent` lets
-            an agent grade in a fresh sandbox.
+            an agent grade in a fresh sandbox; `pipeline` runs the steps of tests/agent.yaml.
         rubric: `rubric`: `file.py:name` beside the manifest, or `package.module:name`: a Rubric,
             a reward function, or a function that makes one.
         agent: `agent`: who grades.
@@ -196,7 +196,7 @@ class VerifierSpec(Table, frozen=True):
             touch, or a file, for agents whose answers are not seen.
     """
 
-    kind: Literal["script", "rubric", "agent"] = "script"
+    kind: Literal["script", "rubric", "agent", "pipeline"] = "script"
     hidden_from_agent: list[Text] = []
     rubric: Text | None = None
     agent: Text = "chat"

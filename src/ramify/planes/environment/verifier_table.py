@@ -12,6 +12,7 @@ _OWN = {
     "script": frozenset[str](),
     "rubric": frozenset({"rubric"}),
     "agent": frozenset({"agent", "instruction", "verdict"}),
+    "pipeline": frozenset[str](),
 }
 """Kind of verifier → keys that mean something to it, besides those of every kind."""
 
