@@ -344,6 +344,14 @@ class TestCache:
             await judge.assess({"answer": "x"})
         assert (await judge.assess({"answer": "x"})).calls == 1
 
+    async def test_the_same_question_at_the_same_time_is_asked_once(self, cache: Any):
+        model = ScriptedModel(marks(7))
+        judge = Judge(model, "Good?", cache=cache)
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(judge.assess({"answer": "x"})) for _ in range(8)]
+        assert len(model.calls) == 1
+        assert sorted(task.result().calls for task in asked) == [0] * 7 + [1]
+
     async def test_memory_is_bounded(self):
         cache = MemoryVerdicts(limit=2)
         model = ScriptedModel(marks(7))

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -118,6 +119,7 @@ class Judge:
         self._asking, self._cache, self._endpoint = asking or Asking(), cache, endpoint
         self._may_be_policy, self._secret = may_be_policy, secret
         self._used = Usage()
+        self._turns = WeakValueDictionary[str, asyncio.Lock]()
 
     @property
     def name(self) -> str:
@@ -141,19 +143,24 @@ class Judge:
         """
         if not material or not all(part.isidentifier() for part in material):
             raise UsageError(f"a judge is shown parts by name, not {list(material)}")
+        if self._cache is None:
+            return await self._asked(material)
         key = self._key(material)
-        if self._cache is not None and (kept := await self._cache.get(key)) is not None:
-            return msgspec.structs.replace(kept, judge=self._name, calls=0, usage=Usage())
-        if self._asking.votes == 1:
-            verdict = await self._voice(material)
-        else:
-            async with asyncio.TaskGroup() as group:
-                asked = [group.create_task(self._vote(material)) for _ in range(self._asking.votes)]
-            voices = first_failure([task.result() for task in asked])
-            verdict = united(voices, self._asking.combine, self._name)
-        if self._cache is not None:
+        # Siblings often say the same at the same time: whoever comes second waits for the first.
+        async with self._turns.setdefault(key, asyncio.Lock()):
+            if (kept := await self._cache.get(key)) is not None:
+                return msgspec.structs.replace(kept, judge=self._name, calls=0, usage=Usage())
+            verdict = await self._asked(material)
             await self._cache.put(key, verdict)
-        return verdict
+            return verdict
+
+    async def _asked(self, material: Mapping[str, str]) -> Verdict:
+        if self._asking.votes == 1:
+            return await self._voice(material)
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(self._vote(material)) for _ in range(self._asking.votes)]
+        voices = first_failure([task.result() for task in asked])
+        return united(voices, self._asking.combine, self._name)
 
     async def _vote(self, material: Mapping[str, str]) -> Verdict | Exception:
         """One vote, or why there is none: an error in a group would hide behind another type."""
