@@ -169,6 +169,10 @@ def test_what_a_rubric_lacks_is_an_error_where_it_lacks(
     gone = ramify("score", "job", "--rubric", f"{rubric}:plain", "--json")
     assert gone.code == 0
     assert {one["after"]["reward"] for one in gone.records[:-1]} == {2.0}
+    assert gone.records[-1]["unknown_tasks"] == ["tasks:alpha", "tasks:beta"]
+    told = ramify("score", "job", "--rubric", f"{rubric}:plain")
+    assert "2 tasks were not found (tasks:alpha, tasks:beta)" in told.out
+    assert partly.records[-1]["unknown_tasks"] == []
 
 
 @pytest.mark.namespaces

@@ -10,7 +10,7 @@ import pytest
 from lifecycle_parts import Stage
 
 from ramify.contracts.context import Context
-from ramify.contracts.errors import AgentError
+from ramify.contracts.errors import AgentError, RewardFailedError
 from ramify.contracts.events import RewardGiven, RewardParts
 from ramify.contracts.reward import RewardEvent, VerifyResult
 from ramify.contracts.task import Task
@@ -99,3 +99,17 @@ async def test_what_earlier_steps_scored_is_kept(tmp_path: Path, strategy: str) 
     assert "s1.reward" not in result.items
     assert result.items["s1.style"] == 0.5
     assert result.reward_errors == {"s1.tests": "boom"}
+
+
+async def test_one_that_raises_can_be_scored_later_as_well(tmp_path: Path) -> None:
+    async def fail(stage: Stage) -> None:
+        raise RewardFailedError("the judge is down")
+
+    stage = Stage(tmp_path, {"verify": fail})
+    result = await stage.play()
+    assert result.outcome is Outcome.INFRA_ERROR
+    assert result.error is not None
+    assert (result.error.code, result.error.message) == ("reward_failed", "the judge is down")
+    assert result.reward_errors == {"reward": "the judge is down"}
+    (told,) = events_of(stage, RewardParts)
+    assert told.missing

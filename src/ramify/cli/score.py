@@ -107,6 +107,7 @@ def _print_json(found: ScoreReport) -> None:
         "before": found.before,
         "after": found.report.summary,
         "left_alone": found.left_alone,
+        "unknown_tasks": found.unknown_tasks,
     }
     click.echo(msgspec.json.encode({**totals, "path": str(found.report.path)}).decode())
 
@@ -165,6 +166,10 @@ def _print_scores(found: ScoreReport) -> None:
     for result in found.left_alone:
         said = f"{result.task_id} #{result.repeat}: left alone: it ended with {result.outcome}"
         out.print(said, soft_wrap=True)
+    if found.unknown_tasks:
+        names = ", ".join(found.unknown_tasks[:3]) + (" ..." if found.unknown_tasks[3:] else "")
+        said = f"{len(found.unknown_tasks)} tasks were not found ({names}): of them only the "
+        out.print(f"{said}prompt is known, no answer; name them with --tasks", soft_wrap=True)
     _print_summary(found)
 
 

@@ -8,7 +8,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,7 @@ async def score_records(
         summarise(found.values(), len(found)),
         rollouts,
         [result for key, result in sorted(reader.results.items()) if key not in found],
+        sorted(work.unknown),
     )
 
 
@@ -125,6 +126,7 @@ class _Scoring:
     store: Store
     around: Surroundings
     taskset: Taskset | None
+    unknown: set[str] = field(default_factory=set[str])
 
     async def run(
         self, found: Mapping[str, RolloutResult], concurrency: int
@@ -156,12 +158,13 @@ class _Scoring:
         return found
 
     def _task(self, result: RolloutResult) -> Task | None:
-        if self.taskset is None:
-            return None
-        try:
-            return self.taskset.get_task(result.task_id)
-        except UsageError:
-            return None  # it is not among them any more: what was recorded of it is left
+        if self.taskset is not None:
+            try:
+                return self.taskset.get_task(result.task_id)
+            except UsageError:
+                pass  # it is not among them any more: what was recorded of it is left
+        self.unknown.add(result.task_id)
+        return None
 
     async def _write(self, rollout: RecordedRollout, revision: Revision) -> RolloutResult:
         """Keep a rollout with its new scores in the store."""

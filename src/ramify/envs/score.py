@@ -42,12 +42,14 @@ class ScoreReport:
         before: summary of the same rollouts as they were.
         rollouts: each rollout, before and after, by rollout id.
         left_alone: rollouts that cannot be scored again from what was kept.
+        unknown_tasks: tasks that were not found, so that only their prompt is known.
     """
 
     report: JobReport
     before: JobSummary
     rollouts: Sequence[Rescored]
     left_alone: Sequence[RolloutResult]
+    unknown_tasks: Sequence[str] = ()
 
 
 async def score_job(

@@ -20,8 +20,8 @@ from ramify.contracts.environment import Forkable
 from ramify.contracts.errors import AgentTimeoutError, RewardFailedError
 from ramify.contracts.events import CheckpointEvent, Phase, WorldEvent
 from ramify.contracts.inside import WORLD_FILE
-from ramify.contracts.reward import RewardEvent, VerifyResult, pending_parts
-from ramify.contracts.tree import Fidelity, NodeStatus, Outcome, Step, StepKind
+from ramify.contracts.reward import Reward, RewardEvent, VerifyResult, pending_parts
+from ramify.contracts.tree import Fidelity, NodeStatus, Outcome, RolloutNode, Step, StepKind
 from ramify.kernel.cut import Cut, Standing, World, revive, take_cut, until_healthy
 from ramify.kernel.outcome import Verdict, classify
 from ramify.kernel.phases import Phases
@@ -363,7 +363,7 @@ class Limb:
             if plan.collect is not None:
                 await plan.collect(ctx)
             node = self.recorder.tree.node(self.recorder.current)
-            found = await stage.reward.score(node, ctx)
+            found = await _score(stage.reward, node, ctx)
             for event in found.events:
                 self.recorder.reward(of_step(stage, event) if stage.name else event)
             lacking = found.reward is None and not pending_parts(found)
@@ -421,9 +421,17 @@ class Limb:
             await self.phases.clean("sandbox", world.sandbox.teardown)
 
 
+async def _score(reward: Reward, node: RolloutNode, ctx: Context) -> VerifyResult:
+    """The score of a node; a reward that says by raising that it failed has no value."""
+    try:
+        return await reward.score(node, ctx)
+    except RewardFailedError as error:
+        return VerifyResult(None, errors={_REWARD: str(error)})
+
+
 def _why(found: VerifyResult) -> str:
     """Why there is no reward, in one line."""
-    said = [f"{name}: {text}" for name, text in found.errors.items()]
+    said = [text if name == _REWARD else f"{name}: {text}" for name, text in found.errors.items()]
     return "; ".join(said) or "the reward could not be computed (the scorer returned None)"
 
 
