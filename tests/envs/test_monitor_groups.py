@@ -13,7 +13,7 @@ import pytest
 from recorded_parts import TASKS, Saying, play, said, sandboxes
 
 import ramify
-from ramify.contracts.errors import UnsupportedError
+from ramify.contracts.errors import InvalidRewardError, UnsupportedError
 from ramify.contracts.messages import Message
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.reward import Granularity, RewardEvent, Space
@@ -308,3 +308,41 @@ async def test_whatever_functions_do_no_score_is_lost(tmp_path: Path) -> None:
     assert len(turns) >= 6
     again = await play(tmp_path / "job", rubric)
     assert rewards(again.results) == FINAL
+
+
+async def test_a_failed_function_is_made_good_by_scoring_the_record(tmp_path: Path) -> None:
+    def broken(completion: Any) -> float:
+        raise ZeroDivisionError("oh")
+
+    agent = Saying()
+    report = await play(tmp_path / "job", broken, agent)
+    assert {one.outcome for one in report.results} == {Outcome.INFRA_ERROR}
+    assert len(agent.asked) == 6, "the agent is not run again for it"
+    tasks = ramify.MemoryTaskset("set", TASKS)
+    mended = await ramify.score_records(tmp_path / "job", number, tasks=tasks)
+    assert rewards(mended.report.results) == {
+        f"set:{t}-{n}": float(n) for t in "ab" for n in range(3)
+    }
+    assert (mended.before.mean, mended.report.summary.mean) == (None, 1.0)
+    compared = await ramify.score_records(tmp_path / "job", ranked(), tasks=tasks)
+    assert rewards(compared.report.results) == FINAL
+    shown(compared.report.path)
+    assert not compared.unknown_tasks
+
+
+async def test_one_that_is_invalid_stays_so(tmp_path: Path) -> None:
+    def tampered(completion: Sequence[Message]) -> float:
+        if said(completion) == 1:
+            raise InvalidRewardError("tampered", "it wrote to the tests")
+        return number(completion)
+
+    rubric = ramify.Rubric([tampered, rank], [0.5, 1.0], name="core")
+    report = await play(tmp_path / "job", rubric)
+    invalid = [one for one in report.results if one.outcome is Outcome.INVALID]
+    assert [(one.repeat, one.reward) for one in invalid] == [(1, 0.0)] * 2
+    # Its siblings are ranked among those whose evidence can be trusted.
+    assert {one.reward for one in report.results if one.repeat == 2} == {2.0}
+    again = await ramify.score_records(tmp_path / "job", ranked())
+    kept = {one.repeat: (one.outcome, one.reward) for one in again.report.results}
+    assert kept[1] == (Outcome.INVALID, 0.0)
+    assert kept[2] == (Outcome.SCORED, 2.0)

@@ -80,8 +80,6 @@ def command(
         raise UsageError("name the RUN to score, or a FILE of trajectories with --stream")
     if follow or out is not None:
         raise UsageError("--follow and --out go with --stream; scores of a RUN are kept below it")
-    if rubric is None and (judge_model or judge_base_url):
-        raise UsageError("a judge is asked by a rubric; give --rubric PLACE")
     if rubric is not None and (sandbox is not None or isolation is not None):
         raise UsageError("--rubric scores records and makes no sandbox; leave it out to verify")
     with asyncio.Runner() as runner:
