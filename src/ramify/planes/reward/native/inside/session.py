@@ -283,8 +283,8 @@ def main() -> int:
             import pytest
 
             facts["runner"] = str(pytest.__version__)
-    except ImportError:
-        channel.say({"lacks": "pytest", "python": sys.executable})
+    except ImportError as error:
+        channel.say({"lacks": f"pytest ({error})", "python": sys.executable})
         leave(3)
     channel.say({"start": facts})
     calls = _load(os.path.join(here, "ramify_tests.py"), "ramify_tests")
