@@ -203,7 +203,8 @@ class Worlds:
     def _tests(self, step: StepTable | None, *, needs_script: bool) -> tuple[str, tuple[str, ...]]:
         """The directories of tests, the later laid over the earlier; one holds the script.
 
-        None of them where the task names a world, whose manifest may have another verifier.
+        No script, and none of them, where the task names a world, whose manifest may have another
+        verifier; where it has not, whoever makes the verifier says so.
         """
         places = [self.layout.tests]
         if step is not None:
@@ -216,7 +217,9 @@ class Worlds:
                 raise ConfigError(
                     "is missing; the tests in it decide the reward", file=str(self.root / places[0])
                 )
-        elif not any((self.root / place / "test.sh").is_file() for place in found):
+        elif self.native.world is None and not any(
+            (self.root / place / "test.sh").is_file() for place in found
+        ):
             raise ConfigError(
                 "is missing; it decides the reward", file=str(self.root / places[-1] / "test.sh")
             )

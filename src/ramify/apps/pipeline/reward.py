@@ -11,10 +11,11 @@ import msgspec
 
 from ramify.apps.pipeline.config import read_pipeline
 from ramify.apps.pipeline.records import CONFIG_FILE, PipelineSpec, Response
+from ramify.apps.pipeline.removal import remove_tree
 from ramify.apps.pipeline.run import RunRequest, run_pipeline
 from ramify.contracts.context import Context
 from ramify.contracts.errors import ConfigError, InfraError, InvalidRewardError
-from ramify.contracts.inside import TESTS_DIR
+from ramify.contracts.inside import TESTS_DIR, WORLD_FILE
 from ramify.contracts.reward import RewardEvent, VerifyResult
 from ramify.contracts.sandbox import TransferLimits
 from ramify.contracts.tree import RolloutNode
@@ -57,16 +58,14 @@ class PipelineReward:
         """
         if ctx.sandbox is None or ctx.sandboxes is None:
             raise InfraError("there is no sandbox to verify; score inside a rollout")
-        spec, tests = self._spec, _tests_of(ctx)
-        if spec is None:
-            if tests is None:
-                raise ConfigError("the task has no tests with an agent.yaml; give the reward one")
-            spec = await asyncio.to_thread(read_pipeline, tests / CONFIG_FILE)
-            _check(spec)
         place = ctx.artifacts / NAME
-        work = place / f"work-{node.id}"
-        await asyncio.to_thread(_make, work)
+        work, tests = place / f"work-{node.id}", place / f"tests-{node.id}"
         try:
+            await asyncio.to_thread(_make, work, tests, ctx)
+            spec = self._spec
+            if spec is None:
+                spec = await asyncio.to_thread(read_pipeline, tests / CONFIG_FILE)
+                _check(spec)
             try:
                 await ctx.sandbox.download(ctx.workdir, work, limits=_LIMITS)
             except FileNotFoundError as error:
@@ -82,12 +81,12 @@ class PipelineReward:
                     host={"PATH": os.environ.get("PATH", os.defpath)},
                     inside=ctx.workdir,
                     root=ctx.sandbox.spec,
-                    fixtures={TESTS_DIR: tests} if tests is not None else {},
+                    fixtures={TESTS_DIR: tests},
                     read_git=False,
                 )
             )
         finally:
-            await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
+            await asyncio.to_thread(_remove, work, tests)
         return result_of(response)
 
 
@@ -125,22 +124,31 @@ def _check(spec: PipelineSpec) -> None:
             raise ConfigError("has no meaning for a pipeline that is a reward", field=field)
 
 
-def _tests_of(ctx: Context) -> Path | None:
-    package = ctx.task.package
-    if package is None or not package.verifier.tests:
-        return None
-    tests = Path(package.path) / package.verifier.tests
-    return tests.resolve() if tests.is_dir() else None
-
-
-def _make(work: Path) -> None:
-    if work.exists():
-        shutil.rmtree(work)
+def _make(work: Path, tests: Path, ctx: Context) -> None:
+    """Fresh directories: one for the agent's work, one with the task's tests and the world."""
+    _remove(work, tests)
     work.mkdir(parents=True)
+    tests.mkdir()
+    package = ctx.task.package
+    if package is not None:
+        for name in (package.verifier.tests, *package.verifier.more_tests):
+            place = Path(package.path) / name
+            if name and place.is_dir():
+                shutil.copytree(place, tests, symlinks=True, dirs_exist_ok=True)
+    world = ctx.artifacts / WORLD_FILE
+    if world.is_file() and not (tests / WORLD_FILE).exists():
+        shutil.copyfile(world, tests / WORLD_FILE)
+    _give_away(tests)
+
+
+def _remove(*places: Path) -> None:
+    for place in places:
+        if place.exists():
+            remove_tree(place)
 
 
 def _give_away(work: Path) -> None:
-    """Let the steps' user own what crossed, and read all of it. Links are not followed."""
+    """Let the steps' user own a tree, and read all of it. Links are not followed."""
     for place, directories, files in os.walk(work):
         for name in (".", *directories, *files):
             path = os.path.join(place, name)
