@@ -1,0 +1,34 @@
+"""The corpus of attacks, each executed in our own namespaces."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from attack_cases import prove
+from attack_ground import Field, new_ground, open_field
+from corpus import ATTACKS
+
+from ramify.contracts.sandbox import SandboxSpec
+from ramify.planes.sandbox.local import LocalProvider
+
+pytestmark = [pytest.mark.namespaces, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def field(
+    namespaces_problem: str | None, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Field | None]:
+    if namespaces_problem is not None:
+        yield None  # the mark skips each test, or fails it on CI
+        return
+    spec = SandboxSpec(host_root=True, workdir="/app")
+    async with open_field(LocalProvider(), spec, tmp_path_factory.mktemp("field")) as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+async def test_attack(field: Field, tmp_path: Path, name: str) -> None:
+    await prove(ATTACKS[name], new_ground(field, tmp_path))
