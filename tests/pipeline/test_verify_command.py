@@ -486,6 +486,24 @@ def test_the_repository_here(
     assert said.records[0]["manifest"]["platform"]["sandbox"] == "local"
 
 
+@LOCAL
+def test_without_docker_it_is_local_and_says_so(
+    ramify: CommandLine, make_repo: Repo, artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{artifacts}/nobody.sock")
+    said = ramify("verify", make_repo())
+    assert said.code == 0, said.err
+    (line,) = [line for line in said.out.splitlines() if line.startswith("sandbox ")]
+    assert line.startswith("sandbox   local, image host  (sandbox `docker`: ")
+
+
+@pytest.mark.docker
+def test_with_docker_it_is_docker(ramify: CommandLine, make_repo: Repo, artifacts: Path) -> None:
+    said = ramify("verify", make_repo(), "--json")
+    assert said.code == 0, said.err
+    assert said.records[0]["manifest"]["platform"]["sandbox"] == "docker"
+
+
 @pytest.mark.parametrize("name", ["agent", "response"])
 def test_schemas_are_printed(name: str, ramify: CommandLine) -> None:
     said = ramify("verify", "--schema", name)

@@ -14,7 +14,7 @@ import msgspec
 from ramify.apps.pipeline.init import first_config, write_first_config
 from ramify.apps.pipeline.records import CONFIG_FILE, Response, RunEvent
 from ramify.apps.pipeline.schemas import schema_text, schemas
-from ramify.apps.pipeline.verify import Planned, VerifyOptions, plan_verification, run_planned
+from ramify.apps.pipeline.verify import Planned, VerifyOptions, planned_verification, run_planned
 from ramify.cli.main import FAILED, INTERRUPTED
 from ramify.cli.present import console, is_terminal
 from ramify.cli.verify_view import VerifyView, plan_lines, report_lines
@@ -104,9 +104,13 @@ def _repository_here() -> Path:
 
 async def _verify(options: VerifyOptions, follow: bool, as_json: bool) -> int:
     _listen_for_interrupts()
+    async with planned_verification(options) as planned:
+        return await _run(planned, follow, as_json)
+
+
+async def _run(planned: Planned, follow: bool, as_json: bool) -> int:
     out = console()
     err = console(stderr=True)
-    planned = await plan_verification(options)
     names = tuple(step.name for step in planned.spec.steps)
     live = is_terminal() and not follow and not as_json
     view = VerifyView(out, names, live, follow)
@@ -124,21 +128,27 @@ async def _verify(options: VerifyOptions, follow: bool, as_json: bool) -> int:
     else:
         if not live:
             out.print()
-        shown = report_lines(outcome.response, outcome.directory, width=out.width, tail=not follow)
+        shown = report_lines(
+            outcome.response,
+            outcome.directory,
+            why=planned.why,
+            width=out.width,
+            tail=not follow,
+        )
         for line in shown:
             out.print(line, soft_wrap=True)
     return 0 if outcome.response.passed else FAILED
 
 
 async def _show_plan(options: VerifyOptions, as_json: bool) -> int:
-    planned = await plan_verification(options)
-    if as_json:
-        _print_record({"verification": planned.spec, **_facts(planned)})
+    async with planned_verification(options) as planned:
+        if as_json:
+            _print_record({"verification": planned.spec, **_facts(planned)})
+            return 0
+        out = console()
+        for line in plan_lines(planned.spec, _facts(planned)):
+            out.print(line, soft_wrap=True)
         return 0
-    out = console()
-    for line in plan_lines(planned.spec, _facts(planned)):
-        out.print(line, soft_wrap=True)
-    return 0
 
 
 def _facts(planned: Planned) -> dict[str, str]:
@@ -148,7 +158,7 @@ def _facts(planned: Planned) -> dict[str, str]:
         where += "; the working copy has another one, so the run would fail"
     return {
         "pipeline": f"{CONFIG_FILE} of {where}",
-        "sandbox": planned.sandbox + (f" ({planned.why})" if planned.why else ""),
+        "sandbox": planned.provider.name + (f" ({planned.why})" if planned.why else ""),
         "image": planned.image,
         "writes": planned.spec.repo_write,
         "artifacts": str(planned.artifacts),

@@ -138,9 +138,13 @@ def _around(numbers: range, middle: int, room: int) -> range:
 
 
 def report_lines(
-    response: Response, run: Path, *, width: int, tail: bool
+    response: Response, run: Path, *, why: str, width: int, tail: bool
 ) -> Iterator[RenderableType]:
-    """What came of a run, for a person; `run` is its directory, `tail`: with the last output."""
+    """What came of a run, for a person.
+
+    `run` is its directory, `why` says why the sandbox is not the preferred one, `tail`: with the
+    last output where it failed.
+    """
     yield _steps_table(response.manifest.steps, run, width)
     yield Text()
     if not response.passed:
@@ -159,7 +163,8 @@ def report_lines(
     if manifest.restored:
         yield Text(f"restored  {', '.join(_safe(path) for path in manifest.restored[:_SHOWN])}")
     where = manifest.platform.sandbox
-    yield Text(f"sandbox   {where}, image {_safe(manifest.platform.container_image)}")
+    line = Text(f"sandbox   {where}, image {_safe(manifest.platform.container_image)}")
+    yield line.append(f"  ({why})" if why else "", style="dim")
     yield Text(f"run       {response.run_id}")
     yield Text(f"artifacts {run}")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ramify.apps.pipeline.retention import sweep
 from ramify.apps.pipeline.run import RunRequest, run_pipeline
 from ramify.contracts.context import Clock
 from ramify.contracts.errors import ConfigError, InfraError, UnsupportedError
+from ramify.contracts.sandbox import SandboxProvider
 from ramify.engine.clock import SystemClock
 
 _PREFERRED = ("docker", "local")
@@ -58,7 +60,7 @@ class Planned:
         options: what was asked for.
         spec: the pipeline.
         pin: where it comes from.
-        sandbox: name of the provider; `why` says why not the preferred one, if so.
+        provider: makes the sandbox; `why` says why it is not the preferred one, if so.
         image: what the steps run in, `host` for the host's own root.
         artifacts: ARTIFACT_DIR.
     """
@@ -66,7 +68,7 @@ class Planned:
     options: VerifyOptions
     spec: PipelineSpec
     pin: Pin
-    sandbox: str
+    provider: SandboxProvider
     why: str
     image: str
     artifacts: Path
@@ -80,8 +82,9 @@ class Verified:
     directory: Path
 
 
-async def plan_verification(options: VerifyOptions) -> Planned:
-    """Find the pipeline and the sandbox; nothing is made or run.
+@asynccontextmanager
+async def planned_verification(options: VerifyOptions) -> AsyncGenerator[Planned]:
+    """Find the pipeline and the sandbox; nothing is made or run. The provider is closed at the end.
 
     Raises: ConfigError (no repository, no pipeline, or a wrong one), UnsupportedError.
     """
@@ -94,14 +97,18 @@ async def plan_verification(options: VerifyOptions) -> Planned:
     if options.image is not None:
         image = None if options.image == HOST else options.image
         spec = msgspec.structs.replace(spec, image=image)
-    sandbox, why, host_root = await _choose(options.sandbox)
-    if options.image == HOST and not host_root:
-        raise UnsupportedError(
-            f"sandbox `{sandbox}` cannot use this machine's own root; use --sandbox local"
-        )
-    image = spec.image or (HOST if host_root else DEFAULT_IMAGE)
-    artifacts = artifact_root(None, options.host)
-    return Planned(options, spec, pin, sandbox, why, image, artifacts)
+    provider, why = await _choose(options.sandbox)
+    try:
+        host_root = provider.capabilities().host_root
+        if options.image == HOST and not host_root:
+            raise UnsupportedError(
+                f"sandbox `{provider.name}` cannot use this machine's own root; use --sandbox local"
+            )
+        image = spec.image or (HOST if host_root else DEFAULT_IMAGE)
+        artifacts = artifact_root(None, options.host)
+        yield Planned(options, spec, pin, provider, why, image, artifacts)
+    finally:
+        await provider.aclose()
 
 
 async def run_planned(
@@ -126,32 +133,29 @@ async def run_planned(
         planned.artifacts, repo, run_id=run_id, since=stamp(now), wait=options.wait, on_wait=say
     )
     directory = planned.artifacts / "runs" / run_id
-    provider = compose.sandbox_provider(planned.sandbox)
-    try:
-        async with lock:
-            request = RunRequest(
-                repo=repo, spec=spec, provider=provider, clock=options.clock,
-                artifacts=planned.artifacts, pin=planned.pin, host=options.host, run_id=run_id,
-                on_event=emit,
-            )  # fmt: skip
-            response = await run_pipeline(request)
-            swept = await asyncio.to_thread(
-                sweep,
-                planned.artifacts,
-                repo,
-                keep_runs=spec.retention.runs,
-                keep_bytes=spec.retention.max_bytes,
-                now=options.clock.now(),
-            )
-    finally:
-        await provider.aclose()
+    async with lock:
+        request = RunRequest(
+            repo=repo, spec=spec, provider=planned.provider, clock=options.clock,
+            artifacts=planned.artifacts, pin=planned.pin, host=options.host, run_id=run_id,
+            on_event=emit,
+        )  # fmt: skip
+        response = await run_pipeline(request)
+        swept = await asyncio.to_thread(
+            sweep,
+            planned.artifacts,
+            repo,
+            keep_runs=spec.retention.runs,
+            keep_bytes=spec.retention.max_bytes,
+            now=options.clock.now(),
+        )
     for problem in swept.problems:
         say(f"an old run could not be removed: {problem}")
     return Verified(response, directory)
 
 
-async def _choose(name: str | None) -> tuple[str, str, bool]:
-    """The sandbox that works here, why it is not the first choice, and if it has the host's root.
+async def _choose(name: str | None) -> tuple[SandboxProvider, str]:
+    """A provider that works here, probed, and why it is not the first choice. Whoever gets it
+    closes it.
 
     Raises: UnsupportedError: the one asked for does not work, or none does.
     """
@@ -161,11 +165,13 @@ async def _choose(name: str | None) -> tuple[str, str, bool]:
         try:
             report = await provider.probe()
             if report.ok:
-                return each, "; ".join(problems), provider.capabilities().host_root
+                return provider, "; ".join(problems)
             why = "; ".join(filter(None, (report.detail, report.remedy)))
         except InfraError as error:
             why = str(error)
-        finally:
+        except BaseException:
             await provider.aclose()
+            raise
+        await provider.aclose()
         problems.append(f"sandbox `{each}`: {why}")
     raise UnsupportedError("; ".join(problems))
