@@ -15,7 +15,7 @@ _PATTERNS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def test_files(tests: Path, runner: str) -> tuple[str, ...]:
+def files_of_tests(tests: Path, runner: str) -> tuple[str, ...]:
     """The files of tests below a directory, in order."""
     return tuple(
         path.relative_to(tests).as_posix()
@@ -35,7 +35,7 @@ def expected_tests(tests: Path, runner: str) -> tuple[str, ...]:
         ConfigError: a file that is no Python, or no tests at all.
     """
     found: list[str] = []
-    for name in test_files(tests, runner):
+    for name in files_of_tests(tests, runner):
         path = tests / name
         try:
             tree = ast.parse(path.read_bytes())

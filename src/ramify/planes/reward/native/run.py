@@ -22,7 +22,7 @@ from ramify.contracts.sandbox import MIB, ExecResult, Process, Sandbox
 from ramify.contracts.task import TaskPackage, TestGrading
 from ramify.planes.reward.native.canaries import Canaries, make_canaries
 from ramify.planes.reward.native.events import Heard, read_events
-from ramify.planes.reward.native.expected import expected_tests, test_files
+from ramify.planes.reward.native.expected import expected_tests, files_of_tests
 from ramify.planes.reward.native.harness import (
     CALLEE,
     CODE_UID,
@@ -108,7 +108,7 @@ class NativeRun:
             expected = self.grading.expected or await asyncio.to_thread(
                 expected_tests, tests, runner
             )
-            files = await asyncio.to_thread(test_files, tests, runner)
+            files = await asyncio.to_thread(files_of_tests, tests, runner)
             canaries = make_canaries(runner, expected, files, [p.name for p in tests.iterdir()])
             calls = await self._put(tests, canaries)
         await self._set_modes()
