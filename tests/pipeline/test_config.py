@@ -119,11 +119,20 @@ def test_every_key() -> None:
     )
 
 
+def test_globs_of_the_pipeline_are_looked_for_once() -> None:
+    text = SEED.replace("  steps", "  junit: [out/*.xml]\n  artifacts: [dist]\n  steps")
+    *before, last = parse_pipeline(text.encode()).steps
+    assert (last.junit, last.artifacts) == (("out/*.xml",), ("dist",))
+    assert not any(step.junit or step.artifacts for step in before)
+
+
 def test_every_field_of_the_records_can_be_set() -> None:
     pipeline = agent_schema()["properties"]["verification"]["properties"]
     step = pipeline["steps"]["items"]["properties"]
     renamed = {"timeout": "timeout_sec", "grace": "grace_sec"}
-    assert {renamed.get(k, k) for k in pipeline} == set(PipelineSpec.__struct_fields__)
+    assert {renamed.get(k, k) for k in pipeline} == {
+        *PipelineSpec.__struct_fields__, "artifacts", "junit",
+    }  # fmt: skip
     assert {renamed.get(k, k) for k in step} == set(StepSpec.__struct_fields__)
 
 
@@ -171,7 +180,7 @@ WRONG: list[tuple[str, str, str]] = [
     (step("name: again"), f":5: {S}.name", "second time (first on line 3)"),
     (step("env: {A: 1, A: 2}"), f":5: {S}.env.A", "second time"),
     (pipeline("tiemout: 10m"), f":2: {V}.tiemout", "did you mean `timeout`?"),
-    (pipeline("zzz: 1"), f":2: {V}.zzz", "no such key; known are: cache, env, grace"),
+    (pipeline("zzz: 1"), f":2: {V}.zzz", "no such key; known are: artifacts, cache, env"),
     (pipeline("protected-paths: []"), f":2: {V}.protected-paths", "`protected_paths`"),
     (pipeline("stages: []"), f":2: {V}.stages", "here it is called `steps`"),
     (step("run: make"), f":5: {S}.run", "here it is called `command`"),

@@ -395,10 +395,22 @@ def test_interrupted(
     running.send_signal(number)
     _out, err = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert err.splitlines() == ["", "interrupted: cleaning up"]
+    assert err.splitlines() == ["", "interrupted: cleaning up (again to stop now)"]
     assert gone_soon(f"sleep {word}")
     assert not (only_run(artifacts) / "manifest.json").exists()
     assert not [line for line in Path("/proc/mounts").read_text().splitlines() if str(repo) in line]
+
+
+@pytest.mark.parametrize("sandbox", PROVIDERS)
+def test_interrupted_twice(sandbox: str, make_repo: Repo, artifacts: Path) -> None:
+    word = f"27{os.getpid() % 10000:04d}00"
+    running = begun("-s", sandbox, repo=make_repo(SLOW.replace("300", word)))
+    running.send_signal(signal.SIGINT)
+    running.send_signal(signal.SIGTERM)  # two of one kind may become one
+    running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert gone_soon(f"sleep {word}")
+    assert not (only_run(artifacts) / "manifest.json").exists()
 
 
 @LOCAL

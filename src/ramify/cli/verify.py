@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -166,7 +167,7 @@ def _facts(planned: Planned) -> dict[str, str]:
 
 
 def _listen_for_interrupts() -> None:
-    """The first interrupt cancels, which cleans up; later ones do not cut that short."""
+    """Once: cancel, which cleans up. Twice: now; the sandbox ends with this process."""
     loop = asyncio.get_running_loop()
     main_task = asyncio.current_task()
     assert main_task is not None
@@ -174,10 +175,12 @@ def _listen_for_interrupts() -> None:
 
     def interrupt() -> None:
         nonlocal interrupted
-        if not interrupted:
-            interrupted = True
-            click.echo("\ninterrupted: cleaning up", err=True)
-            main_task.cancel()
+        if interrupted:
+            console(stderr=True).show_cursor()
+            os._exit(INTERRUPTED)
+        interrupted = True
+        main_task.cancel()
+        click.echo("\ninterrupted: cleaning up (again to stop now)", err=True)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, interrupt)

@@ -159,6 +159,14 @@ def _read_cache(value: Value) -> CacheSpec | None:
 
 _CACHE = Kind(_read_cache, {"anyOf": [{"const": False}, _CACHE_TABLE.schema]})
 
+
+class _Declared(PipelineSpec, frozen=True, forbid_unknown_fields=True):
+    """A pipeline with the keys that hold for all of its steps together."""
+
+    artifacts: tuple[str, ...] = ()
+    junit: tuple[str, ...] = ()
+
+
 _PIPELINE = _table(
     {
         "steps": _Key(_STEPS, "Run in order; the first that fails ends the run.", required=True),
@@ -175,6 +183,10 @@ _PIPELINE = _table(
         "secrets": _Key(NAMES, "Variables that steps get and whose values are masked."),
         "pass_env": _Key(NAMES, "Variables that steps get."),
         "env": _Key(ENV, "Variables of all steps."),
+        "artifacts": _Key(
+            PATHS, "Globs of files that are kept in build/, whichever step made them."
+        ),
+        "junit": _Key(PATHS, "Globs of JUnit reports, whichever step wrote them."),
         "writable": _Key(PATHS, "Directories that steps may write to under `deny`."),
         "cache": _Key(_CACHE, "A build cache between runs. Default: none."),
         "retention": _Key(
@@ -207,7 +219,7 @@ _PIPELINE = _table(
         ),
         "max_artifact_bytes": _Key(SIZE, "What a run may write. Default: 10GiB."),
     },
-    PipelineSpec,
+    _Declared,
     EXAMPLE.partition(": ")[2],
 )
 
@@ -238,7 +250,18 @@ def parse_pipeline(data: bytes, file: str = CONFIG_FILE) -> PipelineSpec:
     section = root.table(EXAMPLE).get(TOP)
     if section is None:
         raise ConfigError(f"has no `{TOP}`; write {EXAMPLE!r}", file=file)
-    return _PIPELINE.read(section)
+    declared: _Declared = _PIPELINE.read(section)
+    *before, last = declared.steps
+    # What steps left is looked through at the end of the run, for the globs of all of them.
+    last = msgspec.structs.replace(
+        last,
+        artifacts=(*last.artifacts, *declared.artifacts),
+        junit=(*last.junit, *declared.junit),
+    )
+    fields: dict[str, Any] = {
+        name: getattr(declared, name) for name in PipelineSpec.__struct_fields__
+    }
+    return PipelineSpec(**fields | {"steps": (*before, last)})
 
 
 def agent_schema() -> dict[str, Any]:
