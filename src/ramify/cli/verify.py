@@ -90,7 +90,8 @@ def command(
             if dry_run:
                 return runner.run(_show_plan(options, as_json))
             return runner.run(_verify(options, follow, as_json))
-        except asyncio.CancelledError:  # interrupted, and cleaned up
+        except asyncio.CancelledError:  # cleaned up by now
+            click.echo("ramify: interrupted: neither PASS nor FAIL", err=True)
             return INTERRUPTED
 
 
@@ -104,7 +105,6 @@ def _repository_here() -> Path:
 
 
 async def _verify(options: VerifyOptions, follow: bool, as_json: bool) -> int:
-    _listen_for_interrupts()
     async with planned_verification(options) as planned:
         return await _run(planned, follow, as_json)
 
@@ -122,6 +122,7 @@ async def _run(planned: Planned, follow: bool, as_json: bool) -> int:
     def say(line: str) -> None:
         err.print(f"ramify: {line}", soft_wrap=True)
 
+    _listen_for_interrupts(view)
     async with view.shown():
         outcome = await run_planned(planned, emit=emit, say=say)
     if as_json:
@@ -166,7 +167,7 @@ def _facts(planned: Planned) -> dict[str, str]:
     }
 
 
-def _listen_for_interrupts() -> None:
+def _listen_for_interrupts(view: VerifyView) -> None:
     """Once: cancel, which cleans up. Twice: now; the sandbox ends with this process."""
     loop = asyncio.get_running_loop()
     main_task = asyncio.current_task()
@@ -180,7 +181,9 @@ def _listen_for_interrupts() -> None:
             os._exit(INTERRUPTED)
         interrupted = True
         main_task.cancel()
-        click.echo("\ninterrupted: cleaning up (again to stop now)", err=True)
+        said = "interrupted: cleaning up (again to stop now)"
+        if not view.tell(said):
+            click.echo(f"\n{said}", err=True)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, interrupt)

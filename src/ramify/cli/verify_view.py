@@ -44,6 +44,7 @@ class VerifyView:
     _ended: dict[int, tuple[str, float]] = field(default_factory=dict[int, tuple[str, float]])
     _running: tuple[int, float] | None = None
     _line: str = ""
+    _told: Text | None = None
 
     def emit(self, event: RunEvent) -> None:
         """Note what happens."""
@@ -63,6 +64,11 @@ class VerifyView:
                     self.console.print(self._ending(event), soft_wrap=True)
             case "run_started" | "run_ended":
                 pass
+
+    def tell(self, line: str) -> bool:
+        """Show a line below the steps; False where there is no live view to show it in."""
+        self._told = Text(line, style="yellow")
+        return self.live
 
     @asynccontextmanager
     async def shown(self) -> AsyncGenerator[None]:
@@ -122,6 +128,8 @@ class VerifyView:
                 rows.add_row(spinner, Text(name, style="bold"), took)
             else:
                 rows.add_row("", Text(name, style="dim"), "")
+        if self._told is not None:
+            return Group(rows, self._told)
         if self._running is None:
             what = "finishing ..." if self._ended else "preparing ..."
             return Group(rows, Text(what, style="dim"))

@@ -261,7 +261,8 @@ def parse_pipeline(data: bytes, file: str = CONFIG_FILE) -> PipelineSpec:
     fields: dict[str, Any] = {
         name: getattr(declared, name) for name in PipelineSpec.__struct_fields__
     }
-    return PipelineSpec(**fields | {"steps": (*before, last)})
+    fields["steps"] = (*before, last)
+    return PipelineSpec(**fields)
 
 
 def agent_schema() -> dict[str, Any]:
