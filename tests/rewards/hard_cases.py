@@ -13,11 +13,13 @@ from ramify.contracts.errors import ConfigError, InfraError, InvalidRewardError
 from ramify.contracts.task import IsolationLevel, TestGrading
 
 __all__ = [
+    "test_an_output_that_is_right",
     "test_attack",
     "test_facts",
     "test_honest",
     "test_isolated_call_gives_plain_values",
     "test_isolated_run",
+    "test_links_to_what_is_hidden",
     "test_listed_tests",
     "test_no_such_runner",
     "test_part_of_the_tests",
@@ -35,7 +37,8 @@ FRACTION = TestGrading(runner="unittest", fraction=True)
 async def test_honest(room, tmp_path, level, tests):
     result = await graded(room, tmp_path, RIGHT, tests, level=level)
     assert (result.reward, result.grader_isolation) == (1.0, level.value)
-    assert result.details["process"] == ("separate_process" if tests is ISOLATED else "in_process")
+    apart = tests is ISOLATED and level in (IsolationLevel.OUTPUTS, IsolationLevel.WORKDIR)
+    assert result.details["process"] == ("separate_process" if apart else "in_process")
 
 
 @pytest.mark.parametrize("name", list(ATTACKS))
@@ -202,6 +205,40 @@ async def test_isolated_run(room, tmp_path, level):
     assert result.reward == 1.0, result.details
 
 
+LINKS = """
+import os, unittest
+from ramify_tests import isolated_run
+
+class TestLink(unittest.TestCase):
+    def test_output(self):
+        isolated_run(["python3", "stats.py"])
+        here = os.path.dirname(__file__)
+        with open("out.txt") as got, open(os.path.join(here, "expected.txt")) as expected:
+            self.assertEqual(got.read(), expected.read())
+"""
+LINKING = [
+    "import os\nos.symlink('/tests/expected.txt', 'out.txt')\n",
+    "import os\nos.symlink('/tests', 'there')\nos.symlink('there/expected.txt', 'out.txt')\n",
+    "import os\nos.symlink('/proc/self/cwd/../tests/expected.txt', 'out.txt')\n",
+    "import os\nos.link('/tests/expected.txt', 'out.txt')\n",
+    "import shutil\nshutil.copy('/tests/expected.txt', 'out.txt')\n",
+]
+
+
+@pytest.mark.parametrize("solution", LINKING)
+async def test_links_to_what_is_hidden(room, tmp_path, solution):
+    files = {"test_link.py": LINKS, "expected.txt": "42"}
+    level = IsolationLevel.WORKDIR
+    assert (await graded(room, tmp_path, solution, files, level=level)).reward == 0.0
+
+
+async def test_an_output_that_is_right(room, tmp_path):
+    files = {"test_link.py": LINKS, "expected.txt": "42"}
+    right = "open('out.txt', 'w').write('42')\n"
+    level = IsolationLevel.WORKDIR
+    assert (await graded(room, tmp_path, right, files, level=level)).reward == 1.0
+
+
 BOUNDS = """
 import os, time, unittest
 from ramify_tests import CallFailed, isolated_call
@@ -274,7 +311,7 @@ async def test_the_environment_is_ours(room, tmp_path):
 
 async def test_no_such_runner(room, tmp_path):
     grading = TestGrading(runner="pytest")
-    with pytest.raises(ConfigError, match="has no pytest; install it in the task's image"):
+    with pytest.raises(ConfigError, match=r"has no pytest .*; install it in the task.s image"):
         await graded(room, tmp_path, RIGHT, "def test_a(): pass\n", grading=grading)
 
 

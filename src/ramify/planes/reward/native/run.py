@@ -124,7 +124,9 @@ class NativeRun:
         _check_user(heard)
         parsed = grade(heard.report, expected, canaries.cases, fraction=self.grading.fraction)
         await asyncio.to_thread(self._keep_report, heard, canaries)
-        process = "in_process" if heard.in_process or not calls else "separate_process"
+        # Tools that the agent may have changed are code of its own, in the process of the tests.
+        shared = heard.in_process or self._tools_shared()
+        process = "separate_process" if calls and not shared else "in_process"
         return Outcome(parsed, result, process, self._hardening(heard, canaries))
 
     async def wipe(self) -> None:

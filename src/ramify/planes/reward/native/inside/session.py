@@ -92,30 +92,41 @@ def _settle(wanted: dict[str, Any]) -> None:
     os.chdir(wanted["workdir"])
 
 
-def _watch_imports(channel: Channel, roots: list[str]) -> None:
-    """Say so, before it runs, when code of the agent comes into this process."""
-    places = tuple(os.path.join(root, "") for root in roots)
+def _watch(channel: Channel, roots: list[str], hidden: list[str]) -> None:
+    """Say so, before it runs, when code of the agent comes into this process.
+
+    And follow no link from its files to what only this process may read: code in an isolated call
+    could have made one, to have a test compare what it expects with itself.
+    """
+    places = tuple(os.path.join(os.path.realpath(root), "") for root in roots) + tuple(
+        os.path.join(root, "") for root in roots
+    )
+    closed = tuple(os.path.join(os.path.realpath(path), "") for path in (*hidden, "/proc"))
     said = False
 
-    def is_theirs(name: object) -> bool:
+    def spellings(name: object) -> tuple[str, str] | None:
+        if isinstance(name, bytes):
+            name = os.fsdecode(name)
         if not isinstance(name, str) or name.startswith("<"):
-            return False
-        return any(
-            os.path.join(path, "").startswith(places)
-            for path in (os.path.abspath(name), os.path.realpath(name))
-        )
+            return None
+        return os.path.join(os.path.abspath(name), ""), os.path.join(os.path.realpath(name), "")
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         nonlocal said
+        if event == "open":
+            found = spellings(args[0])
+            if found and found[0].startswith(places) and found[1].startswith(closed):
+                raise PermissionError(f"{args[0]} is a link to what the tests hide")
+            return
         if said or event not in ("exec", "import", "ctypes.dlopen"):
             return
         if event == "exec":
-            name: object = getattr(args[0], "co_filename", None)
+            found = spellings(getattr(args[0], "co_filename", None))
         else:
-            name = args[1] if event == "import" else args[0]
-        if is_theirs(name):
+            found = spellings(args[1] if event == "import" else args[0])
+        if found and (found[0].startswith(places) or found[1].startswith(places)):
             said = True
-            channel.say({"in_process": str(name)[-300:]})
+            channel.say({"in_process": found[0][-300:-1]})
 
     sys.addaudithook(hook)
 
@@ -290,7 +301,7 @@ def main() -> int:
     calls = _load(os.path.join(here, "ramify_tests.py"), "ramify_tests")
     calls.connect(wanted["socket"], wanted["code_uid"], wanted["workdir"])
     sys.path.insert(0, wanted["tests"])
-    _watch_imports(channel, wanted["theirs"])
+    _watch(channel, wanted["theirs"], [wanted["tests"], os.environ["HOME"]])
     if wanted["runner"] == "pytest":
         ini = os.path.join(here, "pytest.ini")
         code = run_pytest(wanted["tests"], wanted["files"], ini, channel)
