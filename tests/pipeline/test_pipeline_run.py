@@ -450,3 +450,35 @@ async def test_a_cache_is_kept_after_pass_and_never_changed(tmp_path: Path) -> N
         assert await said(4) == "2"
         (repo / "docs/a.txt").write_text("another lock file\n")
         assert await said(5) == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has files of others")
+@pytest.mark.parametrize("name", PROVIDERS)
+async def test_steps_run_as_the_owner_of_the_repository(name: str, tmp_path: Path) -> None:
+    repo = make_repository(tmp_path)
+    for place, directories, files in os.walk(repo):
+        for each in (".", *directories, *files):
+            os.chown(os.path.join(place, each), 1234, 1234, follow_symlinks=False)
+    command = "id -u; echo x > $VERIFIER_OUTPUTS/x; echo x > build/y; mkdir build/z; touch t.log"
+    told = " && git status --short" if name == "local" else ""
+    async with provider_of(name) as provider:
+        response = await verify(provider, repo, pipeline(f"{command}{told}"))
+        wrote = await verify(provider, repo, pipeline("chmod 600 README.md; chmod 700 docs"))
+    assert response.passed, response.tail_log
+    assert response.tail_log.split()[0] == "1234"
+    assert (run_directory(response) / "build/x").stat().st_uid == 1234
+    kinds = {(v.path, v.kind) for v in wrote.write_violations}
+    assert kinds == {("README.md", "mode"), ("docs", "mode")}
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+async def test_a_fork_bomb_ends_with_its_step(name: str, tmp_path: Path) -> None:
+    repo = make_repository(tmp_path)
+    bomb = "b() { b | b & }; b 2> /dev/null; sleep 1; exit 3"
+    spec = pipeline(bomb, limits=Limits(pids=64))
+    async with provider_of(name) as provider:
+        async with asyncio.timeout(60):
+            response = await verify(provider, repo, spec)
+            fine = await verify(provider, repo, pipeline("true"))
+    assert (response.status, response.reason) == ("FAIL", "step_failed")
+    assert fine.passed

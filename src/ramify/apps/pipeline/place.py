@@ -100,7 +100,7 @@ class Ground:
         source: what they see there.
         run: the directory of the run.
         git: its git directories, None where they are not to be seen.
-        root: a spec whose root file system they get where the pipeline names no image.
+        root: the root file system, as a spec with nothing else in it.
         fixtures: further directories that they see read-only, by where they see them.
     """
 
@@ -108,25 +108,26 @@ class Ground:
     source: Path
     run: RunDirectory
     git: GitDirs | None
-    root: SandboxSpec | None
+    root: SandboxSpec
     fixtures: Mapping[str, Path]
 
 
-def root_of(spec: PipelineSpec, ground: Ground, can: Capabilities) -> SandboxSpec:
+def root_of(spec: PipelineSpec, given: SandboxSpec | None, can: Capabilities) -> SandboxSpec:
     """The root file system of the steps, as a spec with nothing else in it.
+
+    `given` is a spec that has it where the pipeline names no image.
 
     Raises: UnsupportedError (a Compose project).
     """
     if spec.image is not None:
         return SandboxSpec(image=spec.image)
-    if ground.root is not None:
-        root = ground.root
-        if root.compose is not None:
-            raise UnsupportedError(
-                "a pipeline runs in one container, not in a Compose project; name an `image:`"
-            )
-        return SandboxSpec(image=root.image, build=root.build, host_root=root.host_root)
-    return SandboxSpec(host_root=True) if can.host_root else SandboxSpec(image=DEFAULT_IMAGE)
+    if given is None:
+        return SandboxSpec(host_root=True) if can.host_root else SandboxSpec(image=DEFAULT_IMAGE)
+    if given.compose is not None:
+        raise UnsupportedError(
+            "a pipeline runs in one container, not in a Compose project; name an `image:`"
+        )
+    return SandboxSpec(image=given.image, build=given.build, host_root=given.host_root)
 
 
 def sandbox_spec(
@@ -140,7 +141,7 @@ def sandbox_spec(
     """
     can = provider.capabilities()
     made = msgspec.structs.replace(
-        root_of(spec, ground, can),
+        ground.root,
         user=_user(ground.source, can),
         workdir=str(ground.repo),
         limits=spec.limits,

@@ -171,19 +171,23 @@ class _Run:
             self.combined.close()
 
     async def _verify(self) -> Verdict:
-        pin = self.request.pin
+        provider, pin = self.request.provider, self.request.pin
+        await provider.probe()
+        check_mounts(self.spec, provider)
+        root = root_of(self.spec, self.request.root, provider.capabilities())
+        self.platform = this_platform(platform_name(root), "", provider.name)
+        shadow = self.directory.work / "git"
+        self.snapshot = await take_snapshot(self.repo, shadow if self.request.read_git else None)
         if pin is not None and pin.changed:
             self._note(
                 f"{pin.file} differs from the commit {pin.base[:12]} that it is pinned to; "
                 "commit it, or undo the change"
             )
             return Verdict("config_changed", f"{pin.file} was changed and is not committed")
-        shadow = self.directory.work / "git"
-        self.snapshot = await take_snapshot(self.repo, shadow if self.request.read_git else None)
         refused = await self._pin_paths(self.snapshot)
         if refused is not None:
             return refused
-        verdict = await self._run_steps(self.snapshot)
+        verdict = await self._run_steps(self.snapshot, root)
         if verdict.passed and self.source == self.repo:  # else a copy was verified
             moved = await changed_since(self.repo, self.snapshot)
             if moved:
@@ -211,20 +215,17 @@ class _Run:
                 self.restored = tuple(sorted(changed))
         return None
 
-    async def _run_steps(self, snapshot: Snapshot) -> Verdict:
+    async def _run_steps(self, snapshot: Snapshot, root: SandboxSpec) -> Verdict:
         spec, provider = self.spec, self.request.provider
-        await provider.probe()
-        check_mounts(spec, provider)
         can = provider.capabilities()
         ground = Ground(
             repo=self.inside,
             source=self.source,
             run=self.directory,
             git=find_git(self.repo) if self.request.read_git else None,
-            root=self.request.root,
+            root=root,
             fixtures=self.request.fixtures,
         )
-        root = root_of(spec, ground, can)
         host = self.request.host
         self.env = step_environment(spec, self.inside, host, host_root=root.host_root)
         known = {**self.request.host, **self.env}
