@@ -255,6 +255,7 @@ def test_no_such_image(sandbox: str, ramify: CommandLine, make_repo: Repo, artif
     said = ramify("verify", make_repo(), "-s", sandbox, "--image", "no-such-image-here:1")
     assert said.code == 2
     assert "no-such-image-here:1" in said.complaint
+    assert ("give --image host" in said.complaint) is (sandbox == "local")
     assert not list(artifacts.glob("runs/*/manifest.json"))
 
 

@@ -139,7 +139,10 @@ async def run_planned(
             artifacts=planned.artifacts, pin=planned.pin, host=options.host, run_id=run_id,
             on_event=emit,
         )  # fmt: skip
-        response = await run_pipeline(request)
+        try:
+            response = await run_pipeline(request)
+        except ConfigError as error:
+            raise _with_way_out(error, planned) from error
         swept = await asyncio.to_thread(
             sweep,
             planned.artifacts,
@@ -151,6 +154,14 @@ async def run_planned(
     for problem in swept.problems:
         say(f"an old run could not be removed: {problem}")
     return Verified(response, directory)
+
+
+def _with_way_out(error: ConfigError, planned: Planned) -> ConfigError:
+    """Where an image is missing but none is needed, say so."""
+    if error.field != "image" or not planned.provider.capabilities().host_root:
+        return error
+    remedy = "or give --image host, to use this machine's own root, read-only"
+    return ConfigError(f"{error.message}; {remedy}", error.file, error.field)
 
 
 async def _choose(name: str | None) -> tuple[SandboxProvider, str]:
