@@ -117,9 +117,9 @@ class Ground:
         """Where the marker is seen: files that were kept, or in one of the texts."""
         found = [f"a text: {str(text)[:200]}" for text in texts if self.marker in str(text)]
         for path in self.kept.rglob("*"):
-            if path.is_file() and not path.is_symlink():
-                if self.marker.encode() in path.read_bytes():
-                    found.append(str(path))
+            regular = path.is_file() and not path.is_symlink()
+            if regular and self.marker.encode() in path.read_bytes():
+                found.append(str(path))
         return found
 
     @asynccontextmanager
