@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hard_stand import IN_PROCESS, ISOLATED
+from hard_stand import IN_PROCESS, ISOLATED, RIGHT
 
 from ramify.contracts.task import IsolationLevel
 
@@ -159,6 +159,20 @@ ATTACKS: dict[str, Attack] = {
         script="echo '61001:x:0:0::/root:/bin/sh' >> /etc/passwd",
         level=FILESYSTEM,
         expected=NEVER_1,
+    ),
+    "s03 interpreter and library replaced": Attack(
+        script="for p in /usr/bin/python3* /usr/local/bin/python3 /usr/local/sbin/python3; do "
+        "rm -f $p; printf '#!/bin/sh\\nexit 1\\n' > $p; chmod +x $p; done",
+        tests=ISOLATED,
+        solution=RIGHT,
+        level=FILESYSTEM,
+        expected=1.0,
+    ),
+    "assertions patched in the standard library": Attack(
+        tests=ISOLATED,
+        script="for f in /usr/lib/python3*/unittest/case.py; do echo 'TestCase.assertEqual = "
+        "lambda self, *a, **k: None' >> $f; done",
+        level=FILESYSTEM,
     ),
     "planted hooks of site": Attack(
         tests=ISOLATED,

@@ -37,7 +37,7 @@ FRACTION = TestGrading(runner="unittest", fraction=True)
 async def test_honest(room, tmp_path, level, tests):
     result = await graded(room, tmp_path, RIGHT, tests, level=level)
     assert (result.reward, result.grader_isolation) == (1.0, level.value)
-    apart = tests is ISOLATED and level in (IsolationLevel.OUTPUTS, IsolationLevel.WORKDIR)
+    apart = tests is ISOLATED and level is not IsolationLevel.LIVE
     assert result.details["process"] == ("separate_process" if apart else "in_process")
 
 

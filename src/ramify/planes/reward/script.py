@@ -84,7 +84,7 @@ class ScriptVerifier:
     async def _verify(self, ctx: Context, package: TaskPackage, folder: Path) -> VerifyResult:
         level = _level(package, self._level)
         async with self._stage(ctx, package, level) as (sandbox, carried):
-            runs = _Runs(ctx, package, folder, carried.paths, distrusted=level in _AGENT_FILES)
+            runs = _Runs(ctx, package, folder, carried.paths, level)
             try:
                 tested = await runs.test(sandbox)
             finally:
@@ -147,7 +147,7 @@ class ScriptVerifier:
                 reason = None
                 async with fresh_sandbox(ctx, package, self._prepare) as sandbox:
                     try:
-                        await _Runs(ctx, package, folder, (), distrusted=False).test(sandbox)
+                        await _Runs(ctx, package, folder, (), IsolationLevel.OUTPUTS).test(sandbox)
                     except InvalidRewardError as error:
                         reason = error.reason
                 self._baselines[key] = reason
@@ -162,7 +162,11 @@ class _Runs:
     package: TaskPackage
     folder: Path
     carried: Sequence[str]
-    distrusted: bool
+    level: IsolationLevel
+
+    @property
+    def distrusted(self) -> bool:
+        return self.level in _AGENT_FILES
 
     async def test(self, sandbox: Sandbox) -> Outcome:
         await asyncio.to_thread(_empty, self.folder)
@@ -190,7 +194,14 @@ class _Runs:
         if grading is None or grading.runner is None:
             return None
         return NativeRun(
-            sandbox, self.ctx, self.package, grading, self.folder, self.carried, self.distrusted
+            sandbox,
+            self.ctx,
+            self.package,
+            grading,
+            self.folder,
+            self.carried,
+            distrusted=self.distrusted,
+            beside_agent=self.level is IsolationLevel.LIVE,
         )
 
     def _script(self, sandbox: Sandbox) -> ScriptRun:

@@ -17,7 +17,8 @@ TESTS_USER, CODE_USER = f"{TESTS_UID}:{TESTS_UID}", f"{CODE_UID}:{CODE_UID}"
 TESTS_OWNER = f"0:{TESTS_UID}"
 """Owner of the tests: nobody who runs inside can change them, and only their user reads them."""
 
-_SOURCES = Path(__file__).parent / "inside"
+SOURCES = Path(__file__).parent / "inside"
+"""Where the programs lie in this package."""
 _PROGRAMS = ("session.py", "callee.py", "ramify_tests.py")
 _CALLS_MODULE = b"ramify_tests"
 
@@ -26,7 +27,7 @@ def lay_harness(folder: Path) -> None:
     """Put the programs into an empty directory, readable by all."""
     folder.chmod(0o755)
     for name in _PROGRAMS:
-        (folder / name).write_bytes((_SOURCES / name).read_bytes())
+        (folder / name).write_bytes((SOURCES / name).read_bytes())
         (folder / name).chmod(0o644)
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "pytest.ini").chmod(0o644)

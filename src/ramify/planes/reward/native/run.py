@@ -35,6 +35,7 @@ from ramify.planes.reward.native.harness import (
     lay_harness,
     lay_tests,
 )
+from ramify.planes.reward.native.tools import bring_python
 from ramify.planes.reward.reports.grading import grade
 from ramify.planes.reward.rewardfile import ParsedReward
 from ramify.planes.reward.stage import has_own_image, scratch_folder
@@ -73,6 +74,7 @@ class NativeRun:
         folder: where the output and the report are kept.
         carried: paths inside whose content is the agent's.
         distrusted: the whole file system is.
+        beside_agent: processes of the agent go on there.
     """
 
     sandbox: Sandbox
@@ -82,6 +84,7 @@ class NativeRun:
     folder: Path
     carried: Sequence[str]
     distrusted: bool
+    beside_agent: bool
 
     async def to_outcome(self) -> Outcome:
         """Put the tests in place, run and grade them.
@@ -113,8 +116,9 @@ class NativeRun:
             calls = await self._put(tests, canaries)
         await self._set_modes()
         nonce = secrets.token_hex(16)
-        async with self._broker(calls) as address:
-            result = await self._run(nonce, address, canaries.order)
+        own = await self._own_python()
+        async with self._broker(calls, own) as address:
+            result = await self._run(nonce, address, canaries.order, own)
         await asyncio.to_thread(_keep_output, self.folder, result)
         if result.timed_out:
             raise InvalidRewardError(
@@ -125,9 +129,9 @@ class NativeRun:
         parsed = grade(heard.report, expected, canaries.cases, fraction=self.grading.fraction)
         await asyncio.to_thread(self._keep_report, heard, canaries)
         # Tools that the agent may have changed are code of its own, in the process of the tests.
-        shared = heard.in_process or self._tools_shared()
+        shared = heard.in_process or (self._tools_shared() and not own)
         process = "separate_process" if calls and not shared else "in_process"
-        return Outcome(parsed, result, process, self._hardening(heard, canaries))
+        return Outcome(parsed, result, process, self._hardening(heard, canaries, bool(own)))
 
     async def wipe(self) -> None:
         """Remove the runner; the tests are the caller's to remove."""
@@ -163,12 +167,12 @@ class NativeRun:
             raise InfraError(f"cannot set modes in the verifier's sandbox: {said}")
 
     @asynccontextmanager
-    async def _broker(self, wanted: bool) -> AsyncGenerator[str]:
+    async def _broker(self, wanted: bool, own: Sequence[str]) -> AsyncGenerator[str]:
         """The process that runs isolated calls, as long as the tests run; gives its address."""
         if not wanted:
             yield ""
             return
-        process = await self.sandbox.spawn(self._python(CALLEE), user=CODE_USER, cwd="/")
+        process = await self.sandbox.spawn(self._python(CALLEE, own), user=CODE_USER, cwd="/")
         try:
             setting = {
                 "workdir": self.ctx.workdir,
@@ -196,7 +200,9 @@ class NativeRun:
         message = f"the process for isolated calls did not start: {said[-300:]}"
         return InvalidRewardError("missing", message)
 
-    async def _run(self, nonce: str, address: str, files: Sequence[str]) -> ExecResult:
+    async def _run(
+        self, nonce: str, address: str, files: Sequence[str], own: Sequence[str]
+    ) -> ExecResult:
         wanted = {
             "nonce": nonce,
             "runner": self.grading.runner,
@@ -210,7 +216,7 @@ class NativeRun:
             "env": {"PATH": self._path(), "LANG": "C.UTF-8", **self.package.verifier.env},
         }
         return await self.sandbox.exec(
-            self._python(SESSION),
+            self._python(SESSION, own),
             user=TESTS_USER,
             cwd="/",
             stdin=msgspec.json.encode(wanted),
@@ -219,7 +225,19 @@ class NativeRun:
             kill_leftovers=True,
         )
 
-    def _python(self, program: str) -> list[str]:
+    async def _own_python(self) -> list[str]:
+        """How to start a Python that the agent had no hand in; empty where the image's will do.
+
+        pytest may lie beside packages of the agent's, which it would find; so not for pytest.
+        Processes of the agent would see it all the same; so not beside those.
+        """
+        if not self.distrusted or self.beside_agent or self.grading.runner != "unittest":
+            return []
+        return await bring_python(self.ctx, self.package, self.sandbox, self._interpreters())
+
+    def _python(self, program: str, own: Sequence[str]) -> list[str]:
+        if own:
+            return [*own, "-I", "-S", "-B", program]
         flags = ["-I", "-B", *(["-S"] if self._tools_shared() else [])]
         words = " ".join(shlex.quote(word) for word in [*flags, program])
         line = f'for p in {self._interpreters()}; do [ -x "$p" ] && exec "$p" {words}; done; '
@@ -254,7 +272,7 @@ class NativeRun:
             msgspec.json.format(msgspec.json.encode({"tests": cases}), indent=2)
         )
 
-    def _hardening(self, heard: Heard, canaries: Canaries) -> dict[str, Any]:
+    def _hardening(self, heard: Heard, canaries: Canaries, own: bool) -> dict[str, Any]:
         facts = heard.facts
         found: dict[str, Any] = {
             "runner": f"{self.grading.runner} {facts.get('runner', facts.get('python', ''))}",
@@ -264,7 +282,7 @@ class NativeRun:
             "capabilities": facts.get("CapEff"),
             "network": str(self.sandbox.spec.network.mode),
             "report_channel": "closed" if facts.get("sealed") else "open to the same user",
-            "tools": "shared with the agent" if self._tools_shared() else "pristine",
+            "tools": "pristine" if own or not self._tools_shared() else "shared with the agent",
             "canaries": len(canaries.cases),
         }
         if heard.in_process:
