@@ -173,6 +173,26 @@ def test_what_is_written_for_a_project(name: str, tmp_path: Path) -> None:
     assert commands(tmp_path, files) == expected
 
 
+@pytest.mark.parametrize(
+    ("files", "image"),
+    [
+        ({"setup.py": "setup()"}, "python:3.12-slim"),
+        ({"setup.py": "setup(ext_modules=[])"}, "python:3.12"),
+        ({"pyproject.toml": "[build-system]\nrequires=['setuptools', 'Cython>=3']"}, "python:3.12"),
+        ({"pyproject.toml": "[build-system]\nrequires=['setuptools-scm[toml]']"}, "python:3.12"),
+        ({"pyproject.toml": "[build-system]\nrequires=['hatchling']"}, "python:3.12-slim"),
+        ({"pyproject.toml": "[build-system]\nrequires=7"}, "python:3.12-slim"),
+        ({"package.json": "{}"}, "node:22"),
+        ({"Cargo.toml": "[package]"}, "rust:1"),
+    ],
+)
+def test_the_image_has_what_building_needs(
+    files: dict[str, str], image: str, tmp_path: Path
+) -> None:
+    commands(tmp_path, files)
+    assert parse_pipeline(first_config(tmp_path).encode()).image == image
+
+
 def test_only_what_installs_has_the_network(tmp_path: Path) -> None:
     commands(tmp_path, PROJECTS["python and node"][0])
     spec = parse_pipeline(first_config(tmp_path).encode())

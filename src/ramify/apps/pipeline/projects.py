@@ -18,6 +18,10 @@ from ramify.contracts.errors import ConfigError
 _LARGEST = 4 * 1024 * 1024
 _VENV = '"$TMPDIR/venv/bin/'
 _PIP = f'{_VENV}pip"'
+_BUILT_WITH = re.compile(
+    r"cython|pybind11|nanobind|cffi|scikit-build|meson-python|maturin|rust|[-_](scm|vcs)\b", re.I
+)
+_EXTENSION = re.compile(r"\bext_modules\b|\bExtension\(|\bcffi_modules\b|\buse_scm_version\b")
 _TEST_EXTRAS = ("test", "tests", "testing", "dev")
 
 
@@ -83,7 +87,16 @@ def _python(root: Path) -> Project | None:
         )
     locks = [n for n in ("uv.lock", "poetry.lock") if (root / n).is_file()]
     protected = (*(f"{n}/**" for n in tests), *requirements, *locks)
-    return Project("Python", "python:3.12-slim", tuple(steps), protected)
+    image = "python:3.12" if _needs_tools(root, pyproject) else "python:3.12-slim"
+    return Project("Python", image, tuple(steps), protected)
+
+
+def _needs_tools(root: Path, pyproject: dict[str, Any]) -> bool:
+    """Whether it is built with a compiler or git, which slim images do not have."""
+    requires: object = _at(pyproject, "build-system").get("requires")
+    named = " ".join(map(str, cast("list[object]", requires))) if isinstance(requires, list) else ""
+    setup = _read(root / "setup.py") or ""
+    return bool(_BUILT_WITH.search(named) or _EXTENSION.search(setup))
 
 
 def _python_install(
