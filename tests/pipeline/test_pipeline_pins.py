@@ -240,3 +240,19 @@ async def test_a_repository_without_a_commit(tmp_path: Path) -> None:
     assert (snapshot.commit, snapshot.dirty) == ("", False)
     git(repo, "add", "-A")
     assert snapshot.tree == git(repo, "write-tree")
+
+
+@pytest.mark.parametrize("forged", ["outside", "inside"])
+async def test_a_forged_link_shows_nothing_of_the_host(forged: str, tmp_path: Path) -> None:
+    repo = gated(tmp_path)
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_text("the key\n")
+    own = (repo if forged == "inside" else tmp_path) / "evil"
+    (repo / ".git").rename(own)
+    (repo / ".git").write_text(f"gitdir: {own}\n")
+    (own / "gitdir").write_text(f"{repo}/.git\n")
+    (own / "commondir").write_text(f"{secret}\n")
+    async with provider_of("local") as provider:
+        with pytest.raises(ConfigError, match="not its repository's"):
+            await verify(provider, repo, pipeline(f"cat {secret}/key"))

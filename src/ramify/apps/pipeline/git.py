@@ -62,10 +62,13 @@ def find_git(repo: Path) -> GitDirs | None:
     common = own / "commondir"
     if not text.startswith(b"gitdir:") or not (own / "HEAD").is_file():
         raise ConfigError("does not lead to a git directory", str(dot))
-    if back.is_file() and common.is_file():  # a linked working tree: it must say so too
+    if back.is_file() and common.is_file():  # a linked working tree: both ends must say so
         if os.path.realpath(os.fsdecode(_small(back).strip())) != os.path.realpath(dot):
             raise ConfigError("leads to the git directory of another working tree", str(dot))
-        return GitDirs(own, Path(os.path.normpath(own / os.fsdecode(_small(common).strip()))))
+        shared = Path(os.path.realpath(own / os.fsdecode(_small(common).strip())))
+        if Path(os.path.realpath(own)).parent != shared / "worktrees":
+            raise ConfigError("leads to a git directory that is not its repository's", str(dot))
+        return GitDirs(own, shared)
     raise ConfigError("is of a submodule; verify the repository above it", str(dot))
 
 
