@@ -56,11 +56,11 @@ async def open_field(
         sandbox = await provider.create(spec, await provider.prepare(spec))
         try:
             line = "import site; print(site.getsitepackages()[0])"
-            where = await sandbox.exec(["python3", "-c", line])
+            where = await sandbox.exec(["python3", "-c", line], cwd="/")
             assert where.ok, where
             packages = where.stdout.decode().strip()
             await sandbox.upload(library, packages)
-            compiled = await sandbox.exec(["python3", "-m", "compileall", "-q", packages])
+            compiled = await sandbox.exec(["python3", "-m", "compileall", "-q", packages], cwd="/")
             assert compiled.ok, compiled
             image = await sandbox.freeze()  # type: ignore[attr-defined]  (both providers can)
         finally:

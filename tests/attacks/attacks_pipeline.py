@@ -248,7 +248,8 @@ MERGED = "x: &x {command: ':'}\nsteps:\n  - {<<: *x, name: test}\n"
 
 ATTACKS: list[Attack] = [
     _fails("P01", "the pipeline's step is made `true`",
-           "printf 'verification:\\n  steps: [{name: t, command: \"true\"}]\\n' > agent.yaml", "config_changed"),
+           "printf 'verification:\\n  steps: [{name: t, command: \"true\"}]\\n' > agent.yaml",
+           "config_changed"),
     _fails("P01a", "the failing step is taken out", "sed -i '/name: test/,+1d' agent.yaml",
            "config_changed"),
     _misread("P01b", "a key twice: the last one counts, the first one is read", TWICE),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attacks_export
+import attacks_others
 import attacks_pipeline
 import attacks_python
 import attacks_reward_file
@@ -16,6 +17,7 @@ for module in (
     attacks_export,
     attacks_sandbox,
     attacks_pipeline,
+    attacks_others,
 ):
     for attack in module.ATTACKS:
         assert attack.id not in ATTACKS, f"two attacks are called {attack.id}"
