@@ -35,7 +35,7 @@ from ramify.planes.reward.native.harness import (
     lay_harness,
     lay_tests,
 )
-from ramify.planes.reward.native.tools import bring_python
+from ramify.planes.reward.native.tools import OwnPython, bring_python
 from ramify.planes.reward.reports.grading import grade
 from ramify.planes.reward.rewardfile import ParsedReward
 from ramify.planes.reward.stage import has_own_image, scratch_folder
@@ -129,9 +129,9 @@ class NativeRun:
         parsed = grade(heard.report, expected, canaries.cases, fraction=self.grading.fraction)
         await asyncio.to_thread(self._keep_report, heard, canaries)
         # Tools that the agent may have changed are code of its own, in the process of the tests.
-        shared = heard.in_process or (self._tools_shared() and not own)
+        shared = heard.in_process or (self._tools_shared() and own is None)
         process = "separate_process" if calls and not shared else "in_process"
-        return Outcome(parsed, result, process, self._hardening(heard, canaries, bool(own)))
+        return Outcome(parsed, result, process, self._hardening(heard, canaries, own is not None))
 
     async def wipe(self) -> None:
         """Remove the runner; the tests are the caller's to remove."""
@@ -167,7 +167,7 @@ class NativeRun:
             raise InfraError(f"cannot set modes in the verifier's sandbox: {said}")
 
     @asynccontextmanager
-    async def _broker(self, wanted: bool, own: Sequence[str]) -> AsyncGenerator[str]:
+    async def _broker(self, wanted: bool, own: OwnPython | None) -> AsyncGenerator[str]:
         """The process that runs isolated calls, as long as the tests run; gives its address."""
         if not wanted:
             yield ""
@@ -201,7 +201,7 @@ class NativeRun:
         return InvalidRewardError("missing", message)
 
     async def _run(
-        self, nonce: str, address: str, files: Sequence[str], own: Sequence[str]
+        self, nonce: str, address: str, files: Sequence[str], own: OwnPython | None
     ) -> ExecResult:
         wanted = {
             "nonce": nonce,
@@ -209,10 +209,11 @@ class NativeRun:
             "tests": TESTS_DIR,
             "files": list(files),
             "workdir": self.ctx.workdir,
-            "theirs": [self.ctx.workdir, *self.carried],
+            "theirs": [self.ctx.workdir, *self.carried, *(own.packages if own else ())],
             "socket": address,
             "code_uid": CODE_UID,
-            "site": self._tools_shared(),
+            "site": self._tools_shared() and own is None,
+            "packages": list(own.packages) if own else [],
             "env": {"PATH": self._path(), "LANG": "C.UTF-8", **self.package.verifier.env},
         }
         return await self.sandbox.exec(
@@ -225,19 +226,19 @@ class NativeRun:
             kill_leftovers=True,
         )
 
-    async def _own_python(self) -> list[str]:
-        """How to start a Python that the agent had no hand in; empty where the image's will do.
+    async def _own_python(self) -> OwnPython | None:
+        """A Python that the agent had no hand in; None where the image's will do.
 
         pytest may lie beside packages of the agent's, which it would find; so not for pytest.
         Processes of the agent would see it all the same; so not beside those.
         """
         if not self.distrusted or self.beside_agent or self.grading.runner != "unittest":
-            return []
+            return None
         return await bring_python(self.ctx, self.package, self.sandbox, self._interpreters())
 
-    def _python(self, program: str, own: Sequence[str]) -> list[str]:
-        if own:
-            return [*own, "-I", "-S", "-B", program]
+    def _python(self, program: str, own: OwnPython | None) -> list[str]:
+        if own is not None:
+            return [*own.argv, "-I", "-S", "-B", program]
         flags = ["-I", "-B", *(["-S"] if self._tools_shared() else [])]
         words = " ".join(shlex.quote(word) for word in [*flags, program])
         line = f'for p in {self._interpreters()}; do [ -x "$p" ] && exec "$p" {words}; done; '

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,21 +19,20 @@ from ramify.planes.reward.stage import fresh_sandbox, scratch_folder
 
 _PLACE = f"{HARNESS_DIR}-python"
 _LIMITS = TransferLimits(max_bytes=512 * MIB, links="inside")
-_LIST_SEC = 60.0
+_COPY_SEC = 60.0
 
 
-class _Toolbox(msgspec.Struct):
-    python: str
-    stdlib: str
-    version: str
-    libraries: dict[str, list[str]]
-    loader: str
+class OwnPython(NamedTuple):
+    """`argv` starts it; `packages` are directories of packages that it does not have itself."""
+
+    argv: Sequence[str]
+    packages: Sequence[str]
 
 
 async def bring_python(
     ctx: Context, package: TaskPackage, target: Sandbox, interpreters: str
-) -> list[str]:
-    """Put a copy of the pristine image's Python into `target`; returns how to start it.
+) -> OwnPython:
+    """Put a copy of the pristine image's Python into `target`.
 
     It has a directory, a loader and libraries of its own, so that nothing that the agent changed
     or planted in its file system takes part: the interpreter, the standard library and the C
@@ -49,47 +49,34 @@ async def bring_python(
         SandboxError: either sandbox failed.
     """
     async with scratch_folder(ctx) as folder, fresh_sandbox(ctx, package, _as_it_is) as pristine:
-        box = await _list(pristine, interpreters)
+        packages = await _make_copy(pristine, interpreters)
         top = folder / "python"
-        (top / "bin").mkdir(parents=True)
-        (top / "lib").mkdir()
-        (top / "so").mkdir()
-        python = top / "bin" / "python3"
-        await pristine.download(box.python, python, limits=_LIMITS)
-        await pristine.download(box.stdlib, top / "lib" / box.version, limits=_LIMITS)
-        for path, names in box.libraries.items():
-            first = top / "so" / names[0]
-            await pristine.download(path, first, limits=_LIMITS)
-            for name in names[1:]:
-                shutil.copyfile(first, top / "so" / name)
-            if path == box.loader:
-                shutil.copyfile(first, top / "bin" / "loader")
+        await pristine.download(_PLACE, top, limits=_LIMITS)
+        if not (top / "bin" / "loader").is_file():
+            raise InfraError("the image's Python is started without a loader; it cannot be copied")
         await asyncio.to_thread(_open, top)
         await target.upload(top, _PLACE, clear=True)
         # What the loader would put into every program, whoever starts it.
         (folder / "preload").touch()
         await target.upload(folder / "preload", "/etc/ld.so.preload", clear=True)
-    return [f"{_PLACE}/bin/loader", "--library-path", f"{_PLACE}/so", f"{_PLACE}/bin/python3"]
+    argv = [f"{_PLACE}/bin/loader", "--library-path", f"{_PLACE}/so", f"{_PLACE}/bin/python3"]
+    return OwnPython(argv, packages)
 
 
 async def _as_it_is(sandbox: Sandbox, ctx: Context) -> None:
     """The image alone is wanted, without what the task puts there."""
 
 
-async def _list(pristine: Sandbox, interpreters: str) -> _Toolbox:
-    text = (SOURCES / "toolbox.py").read_text()
-    line = (
-        f'for p in {interpreters}; do [ -x "$p" ] && exec "$p" -I -S -c {shlex.quote(text)}; done'
-    )
-    done = await pristine.exec(["/bin/sh", "-c", line], user="root", cwd="/", timeout_sec=_LIST_SEC)
+async def _make_copy(pristine: Sandbox, interpreters: str) -> list[str]:
+    text = shlex.quote((SOURCES / "toolbox.py").read_text())
+    start = f'exec "$p" -I -B -c {text} {_PLACE}'
+    line = f'for p in {interpreters}; do [ -x "$p" ] && {start}; done'
+    done = await pristine.exec(["/bin/sh", "-c", line], user="root", cwd="/", timeout_sec=_COPY_SEC)
     try:
-        box = msgspec.json.decode(done.stdout, type=_Toolbox)
+        return msgspec.json.decode(done.stdout, type=list[str])
     except msgspec.DecodeError as error:
         said = done.stderr[-300:].decode(errors="replace")
         raise InfraError(f"the image has no Python that can be copied: {said}") from error
-    if not box.loader:
-        raise InfraError("the image's Python is started without a loader; it cannot be copied")
-    return box
 
 
 def _open(top: Path) -> None:

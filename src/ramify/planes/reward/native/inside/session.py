@@ -286,6 +286,7 @@ def main() -> int:
         import site
 
         sys.path += [path for path in site.getsitepackages() if path not in sys.path]
+    sys.path += wanted["packages"]
     here = os.path.dirname(os.path.abspath(__file__))
     facts = _facts(sealed)
     try:
