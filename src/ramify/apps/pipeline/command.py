@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ramify.contracts.errors import SandboxLostError
 from ramify.contracts.sandbox import KnowsMemory, Process, Sandbox
@@ -22,7 +23,7 @@ _CENSUS = """for stat in /proc/[0-9]*/stat; do
 read -r line < "$stat" || continue
 pid=${line%% *}; name=${line#*(}; rest=${name##*) }; name=${name%)*}
 set -- $rest
-[ "$1" = Z ] || [ "$2" -le 1 ] || [ "$pid" = $$ ] || [ "$pid" = 1 ] || echo "$pid $name"
+[ "$1" = Z ] || [ "$2" -le 1 ] || [ "$pid" = $$ ] || [ "$pid" = 1 ] || echo "$pid $2 $name"
 done 2>/dev/null"""
 
 
@@ -60,6 +61,14 @@ class Ended:
     def signal(self) -> int | None:
         """The signal that ended it."""
         return self.exit_code - 128 if 128 < self.exit_code <= 192 else None
+
+
+class Alive(NamedTuple):
+    """A process in the sandbox. `root` is the same for all that one command left behind."""
+
+    pid: int
+    root: int
+    name: str
 
 
 class Running:
@@ -117,11 +126,15 @@ class Running:
                 task.cancel()
             await asyncio.wait({waiter, stopper})
 
-    async def left_behind(self) -> tuple[str, ...]:
-        """What is alive in the sandbox besides its own processes: `pid name` each."""
+    async def left_behind(self) -> tuple[Alive, ...]:
+        """What is alive in the sandbox besides its own processes."""
         census = await self._sandbox.exec(_CENSUS, timeout_sec=_COUNT_SEC, output_limit=65536)
-        lines = census.stdout.decode("utf-8", "replace").splitlines()
-        return tuple(line for line in lines if line[:1].isdigit())
+        found: dict[int, tuple[int, str]] = {}
+        for line in census.stdout.decode("utf-8", "replace").splitlines():
+            pid, parent, name = (*line.split(" ", 2), "", "")[:3]
+            if pid.isdigit() and parent.isdigit():  # else a process's name has a line break
+                found[int(pid)] = (int(parent), name)
+        return tuple(Alive(pid, _root(pid, found), name) for pid, (_, name) in found.items())
 
     async def settle(self, *, alone: bool) -> None:
         """Take what it wrote before its end. Unless `alone`, others may hold its output open."""
@@ -148,3 +161,12 @@ class Running:
             return  # whoever waits for the command is told
         except OSError as error:
             self._broken.set_result(error)
+
+
+def _root(pid: int, found: Mapping[int, tuple[int, str]]) -> int:
+    """The process of the sandbox's own that a process descends from."""
+    for _ in range(len(found)):
+        if pid not in found:
+            break
+        pid = found[pid][0]
+    return pid

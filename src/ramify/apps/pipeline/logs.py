@@ -6,6 +6,7 @@ amount of memory and disk, and slows nothing down.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -104,12 +105,12 @@ class StepLog:
         lead = b"" if self._last == b"\n" else b"\n"
         self._put(lead + f"[ramify] {text}\n".encode("utf-8", "replace"))
 
-    def close(self) -> None:
-        """The step's output ends here."""
+    async def aclose(self) -> None:
+        """The step's output ends here. Raises: OSError (disk full)."""
         self._put(self._masks.close())
         self._follow(b"")
         self._combined.end_line()
-        self.log.close()
+        await asyncio.to_thread(self.log.close)
 
     def _put(self, data: bytes) -> None:
         if data:

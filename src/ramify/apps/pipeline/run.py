@@ -293,7 +293,7 @@ class _Run:
         return look
 
     async def _answer(self, verdict: Verdict) -> Response:
-        self.combined.close()
+        await asyncio.to_thread(self.combined.close)
         kept = await asyncio.to_thread(self._collect)
         facts = self._facts()
         reports = masked(tuple(self.steps.reports), self.masker)

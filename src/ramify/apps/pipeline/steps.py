@@ -80,7 +80,7 @@ class Steps:
     _background: list[tuple[int, Running, StepLog]] = field(
         default_factory=list[tuple[int, Running, StepLog]]
     )
-    _alive: int = 0
+    _kept: set[int] = field(default_factory=set[int])
 
     async def run_all(self, stage: Stage) -> Verdict:
         """Run them, then end what was left in the background. Raises: InfraError, OSError."""
@@ -115,7 +115,7 @@ class Steps:
             try:
                 await running.aclose()
             finally:
-                log.close()
+                await log.aclose()
 
     async def _step(self, stage: Stage, number: int, name: str, deadline: float) -> Verdict:
         step = self.spec.steps[number]
@@ -155,12 +155,12 @@ class Steps:
                 log.note(verdict.message)
         except BaseException:
             await running.aclose()
-            log.close()
+            await log.aclose()
             raise
         if kept:
             self._background.append((number, running, log))
         else:
-            log.close()
+            await log.aclose()
         report = StepReport(
             name=step.name,
             command=step.command,
@@ -184,13 +184,12 @@ class Steps:
         return verdict
 
     async def _leftovers(self, running: Running, step: StepSpec) -> tuple[str, ...]:
-        """What is alive that was not before; it is meant to be where the step says so."""
+        """What is alive that was not before; it is meant to be where a step says so."""
         alive = await running.left_behind()
-        left = max(0, len(alive) - self._alive)
         if step.background:
-            self._alive = len(alive)
+            self._kept.update(one.root for one in alive)
             return ()
-        return alive[-left:] if left else ()
+        return tuple(one.name for one in alive if one.root not in self._kept)
 
     async def _watch(self, stage: Stage) -> str:
         """Returns when a step must be stopped at once."""
