@@ -112,6 +112,11 @@ async def test_protected_paths_must_be_as_the_base_has_them(case: str, tmp_path:
         assert restored.passed, restored.tail_log
         assert restored.manifest.restored
         assert restored.tail_log.split() == ["a", "a.txt", "b.txt"]
+        removing = pipeline(
+            "rm docs/a.txt", "true", protected="restore", protected_paths=("docs/",)
+        )
+        response = await verify(provider, repo, removing)
+        assert response.reason == "write_violation"
     assert digest(repo) == before
 
 

@@ -51,7 +51,7 @@ from ramify.apps.pipeline.report import (
     this_platform,
     write_manifest,
 )
-from ramify.apps.pipeline.snapshot import Snapshot, changed_since, take_snapshot
+from ramify.apps.pipeline.snapshot import Snapshot, changed_since, take_snapshot, with_files
 from ramify.apps.pipeline.steps import Look, Stage, Steps
 from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.context import Clock
@@ -154,6 +154,7 @@ class _Run:
         self.combined = CombinedLog(directory.logs / "combined.log")
         self.steps = Steps(self.spec, directory, self.combined, masker, request.clock, self.tell)
         self.snapshot: Snapshot | None = None
+        self.seen: Snapshot | None = None  # what steps see, where that is another one
         self.source = repo
         self.inside = Path(request.inside or repo)
         self.restored: tuple[str, ...] = ()
@@ -171,29 +172,48 @@ class _Run:
             self.combined.close()
 
     async def _verify(self) -> Verdict:
-        provider, pin = self.request.provider, self.request.pin
+        provider = self.request.provider
         await provider.probe()
         check_mounts(self.spec, provider)
         root = root_of(self.spec, self.request.root, provider.capabilities())
         self.platform = this_platform(platform_name(root), "", provider.name)
-        shadow = self.directory.work / "git"
-        self.snapshot = await take_snapshot(self.repo, shadow if self.request.read_git else None)
+        shadow = self.directory.work / "git" if self.request.read_git else None
+        reading = asyncio.create_task(take_snapshot(self.repo, shadow))
+        try:
+            refused = await self._before_steps(reading)
+            if refused is not None:
+                return refused
+            verdict = await self._run_steps(reading, root)
+            snapshot = await reading
+        finally:
+            reading.cancel()
+            await asyncio.wait([reading])
+            if not reading.cancelled():
+                reading.exception()  # whoever waited for it has raised it; else another error was
+        if verdict.passed and self.source == self.repo:  # else a copy was verified
+            moved = await changed_since(self.repo, snapshot)
+            if moved:
+                self._note(f"the repository changed while it was verified: {listed(moved)}")
+                return Verdict("moving_tree", f"changed meanwhile: {listed(moved)}; verify again")
+        return verdict
+
+    async def _before_steps(self, reading: asyncio.Task[Snapshot]) -> Verdict | None:
+        """What must be known of the repository before there is a sandbox. None: go on.
+
+        Where nothing must, it is read while the sandbox is made.
+        """
+        pin, spec = self.request.pin, self.spec
         if pin is not None and pin.changed:
+            self.snapshot = await reading
             self._note(
                 f"{pin.file} differs from the commit {pin.base[:12]} that it is pinned to; "
                 "commit it, or undo the change"
             )
             return Verdict("config_changed", f"{pin.file} was changed and is not committed")
-        refused = await self._pin_paths(self.snapshot)
-        if refused is not None:
-            return refused
-        verdict = await self._run_steps(self.snapshot, root)
-        if verdict.passed and self.source == self.repo:  # else a copy was verified
-            moved = await changed_since(self.repo, self.snapshot)
-            if moved:
-                self._note(f"the repository changed while it was verified: {listed(moved)}")
-                return Verdict("moving_tree", f"changed meanwhile: {listed(moved)}; verify again")
-        return verdict
+        if spec.protected_paths or spec.snapshot == "copy" or spec.cache is not None:
+            self.snapshot = await reading
+            return await self._pin_paths(self.snapshot)
+        return None
 
     async def _pin_paths(self, snapshot: Snapshot) -> Verdict | None:
         """Hold protected paths against the base; make a copy where steps are to see one."""
@@ -213,9 +233,10 @@ class _Run:
             if changed:
                 await put_back(self.source, snapshot, changed)
                 self.restored = tuple(sorted(changed))
+                self.seen = with_files(snapshot, changed)
         return None
 
-    async def _run_steps(self, snapshot: Snapshot, root: SandboxSpec) -> Verdict:
+    async def _run_steps(self, reading: asyncio.Task[Snapshot], root: SandboxSpec) -> Verdict:
         spec, provider = self.spec, self.request.provider
         can = provider.capabilities()
         ground = Ground(
@@ -231,12 +252,17 @@ class _Run:
         known = {**self.request.host, **self.env}
         policies = check_networks(spec.steps, known, can, provider.name)
         await asyncio.to_thread(self.directory.furnish, owner_of(self.repo))
-        with self._cache(snapshot) as (cache, keep):
+        with self._cache() as (cache, keep):
             made = sandbox_spec(spec, ground, provider, cache)
             image = await provider.prepare(made)
             self.platform = this_platform(platform_name(made), image.digest, provider.name)
             async with _sandbox(provider, made, image) as sandbox:
-                look = self._guard(snapshot) if spec.repo_write == "guard" else _see_nothing
+                self.snapshot = snapshot = await reading
+                look = (
+                    self._guard(self.seen or snapshot)
+                    if spec.repo_write == "guard"
+                    else _see_nothing
+                )
                 stage = Stage(sandbox, self.inside, self.env, policies, look, self._free_bytes)
                 try:
                     verdict = await self.steps.run_all(stage)
@@ -247,10 +273,10 @@ class _Run:
             return verdict
 
     @contextmanager
-    def _cache(self, snapshot: Snapshot) -> Generator[tuple[Path | None, Callable[[], None]]]:
+    def _cache(self) -> Generator[tuple[Path | None, Callable[[], None]]]:
         """The cache that steps find, and what keeps theirs when they pass."""
-        wanted, spec = self.spec.cache, self.spec
-        if wanted is None:
+        wanted, spec, snapshot = self.spec.cache, self.spec, self.snapshot
+        if wanted is None or snapshot is None:
             yield None, lambda: None
             return
         rules, root = globs(wanted.key), self.directory.root / "cache"

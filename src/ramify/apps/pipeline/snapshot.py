@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,6 +77,13 @@ class Snapshot:
                 line = f"{_shown(old)} {_shown(new)}\0".encode() + os.fsencode(path)
                 hasher.update(line + b"\n")
         return hasher.hexdigest()
+
+
+def with_files(snapshot: Snapshot, changed: Mapping[str, TreeEntry | None]) -> Snapshot:
+    """The snapshot with some files as given; None: not there."""
+    files = {path: entry for path, entry in snapshot.files.items() if path not in changed}
+    files |= {path: entry for path, entry in changed.items() if entry is not None}
+    return replace(snapshot, files=files, directories=_directories(files))
 
 
 async def take_snapshot(repo: Path, shadow: Path | None) -> Snapshot:
