@@ -156,7 +156,10 @@ class ScriptVerifier:
 
 @dataclass(frozen=True, slots=True)
 class _Runs:
-    """Runs the tests in a sandbox, in the way that the package asks for."""
+    """Runs the tests in a sandbox, in the way that the package asks for.
+
+    `level` is None where nothing of an agent is in the sandbox.
+    """
 
     ctx: Context
     package: TaskPackage
@@ -205,7 +208,8 @@ class _Runs:
         )
 
     def _script(self, sandbox: Sandbox) -> ScriptRun:
-        return ScriptRun(sandbox, self.ctx, self.package, self.folder, self.distrusted)
+        live = self.level is IsolationLevel.LIVE
+        return ScriptRun(sandbox, self.ctx, self.package, self.folder, self.distrusted, live)
 
 
 def _package(ctx: Context, level: IsolationLevel) -> TaskPackage:

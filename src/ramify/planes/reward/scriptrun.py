@@ -29,6 +29,7 @@ _REWARD_LIMITS = TransferLimits(
 _REPORT_LIMITS = TransferLimits(
     max_bytes=MAX_REPORT_BYTES, max_file_bytes=MAX_REPORT_BYTES, max_entries=1
 )
+_WATCH_SEC = 0.3
 _KILLED = range(129, 193)
 """Exit codes that tell of a signal."""
 _REWARD_FILES = ("reward.json", "reward.txt")
@@ -44,6 +45,7 @@ class ScriptRun:
         package: the task's directory.
         folder: where what it says is kept.
         distrusted: the file system was an agent's.
+        live: processes of an agent go on in it.
     """
 
     sandbox: Sandbox
@@ -51,6 +53,7 @@ class ScriptRun:
     package: TaskPackage
     folder: Path
     distrusted: bool
+    live: bool = False
 
     async def to_reward(self) -> tuple[ParsedReward, ExecResult]:
         """Put the tests in place, run them and read the reward.
@@ -75,6 +78,8 @@ class ScriptRun:
             raise InvalidRewardError(
                 "tampered", f"a reward was left, and the tests were killed ({result.exit_code})"
             )
+        if self.live and parsed.reward > lowest:
+            await self._check_writers()
         return parsed, result
 
     async def wipe(self) -> None:
@@ -83,13 +88,16 @@ class ScriptRun:
             for place in (TESTS_DIR, VERIFIER_LOGS_DIR):
                 await self.sandbox.upload(empty, place, clear=True)
 
-    async def _put(self, tests: Path | None) -> None:
+    async def _empty_logs(self) -> None:
         async with scratch_folder(self.ctx) as empty:
             # Readable by the user that the tests run as, whatever our own umask is.
             empty.chmod(0o755)
             await self.sandbox.upload(
                 empty, VERIFIER_LOGS_DIR, owner=self.package.verifier.user, clear=True
             )
+
+    async def _put(self, tests: Path | None) -> None:
+        await self._empty_logs()
         if tests is not None:
             await self.sandbox.upload(tests, TESTS_DIR, clear=True)
         state = self.ctx.artifacts / WORLD_FILE
@@ -141,6 +149,17 @@ class ScriptRun:
                     same = await asyncio.to_thread(_holds, local, content)
                 if not same:
                     raise InvalidRewardError("tampered", f"{name} of the tests was changed")
+
+    async def _check_writers(self) -> None:
+        """Refuse a reward that somebody goes on writing, now that all that the tests began is dead.
+
+        Who writes once and waits for the right moment is not seen: the price of this level.
+        """
+        await self._empty_logs()
+        await asyncio.sleep(_WATCH_SEC)
+        for name in _REWARD_FILES:
+            if await self._left_file(name, _REWARD_LIMITS) is not None:
+                raise InvalidRewardError("tampered", f"a process of the agent writes {name}")
 
     async def _read(self, result: ExecResult) -> ParsedReward:
         dropped = await self._fetch_logs()
