@@ -16,6 +16,7 @@ from ramify.cli.options import pairs, task_options, tasks_argument
 from ramify.cli.present import console, reward_text, seconds_text
 from ramify.contracts.errors import UsageError
 from ramify.contracts.task import Task, Taskset
+from ramify.envs.attacks import AttackCheck, attack_tasks
 from ramify.envs.check import TaskCheck, check_tasks
 from ramify.envs.plan import RunOptions
 from ramify.tasks.scaffold import init_task
@@ -90,10 +91,12 @@ def init(directory: Path, name: str | None) -> None:
 @tasks_argument
 @click.option("-n", "--repeats", default=3, show_default=True,
               help="Runs of oracle and nop at the level that was found.")  # fmt: skip
+@click.option("--attack", is_flag=True, help="Then run generic exploits; none may pay.")
 @task_options
 def check(
     tasks: str,
     repeats: int,
+    attack: bool,
     limit: int | None,
     task_id: tuple[str, ...],
     taskset_option: tuple[str, ...],
@@ -103,7 +106,9 @@ def check(
 ) -> int:
     """Check that the reference solution scores and doing nothing does not, time after time.
 
-    Finds the strictest isolation level at which that holds and remembers it for `ramify run`.
+    Finds the strictest isolation level at which that holds and remembers it for `ramify run`. With
+    --attack an agent that does not work but cheats, in ways that are known, is then run against
+    each task that is fit.
     """
     if repeats < 1:
         raise UsageError(f"--repeats must be at least 1, not {repeats}")
@@ -114,10 +119,17 @@ def check(
         taskset_options=pairs(taskset_option, "-T"),
     )
     with asyncio.Runner() as runner:
-        return runner.run(_check(tasks, sandbox, repeats, options, as_json))
+        code, fit = runner.run(_check(tasks, sandbox, repeats, options, as_json))
+        if attack and fit:
+            options = msgspec.structs.replace(options, task_ids=fit, limit=None)
+            code = max(code, runner.run(_attack(tasks, sandbox, options, as_json)))
+    return code
 
 
-async def _check(tasks: str, sandbox: str, repeats: int, options: RunOptions, as_json: bool) -> int:
+async def _check(
+    tasks: str, sandbox: str, repeats: int, options: RunOptions, as_json: bool
+) -> tuple[int, tuple[str, ...]]:
+    """The exit code, and the tasks that are fit."""
     out = console(stderr=as_json)
     checks: list[TaskCheck] = []
     found = check_tasks(tasks, sandbox=sandbox, repeats=repeats, options=options)
@@ -131,7 +143,8 @@ async def _check(tasks: str, sandbox: str, repeats: int, options: RunOptions, as
     if not as_json:
         out.print()
         out.print(_table(checks))
-    return FAILED if any(not entry.ok for entry in checks) else 0
+    code = FAILED if any(not entry.ok for entry in checks) else 0
+    return code, tuple(entry.task_id for entry in checks if entry.ok)
 
 
 def _table(checks: list[TaskCheck]) -> Table:
@@ -146,5 +159,41 @@ def _table(checks: list[TaskCheck]) -> Table:
             " ".join(reward_text(reward) for reward in entry.nop) or "-",
             seconds_text(entry.seconds),
             entry.problem or "ok",
+        )
+    return table
+
+
+async def _attack(tasks: str, sandbox: str, options: RunOptions, as_json: bool) -> int:
+    """Run the exploits, print what became of them; fails where one pays or could not be run."""
+    out = console(stderr=as_json)
+    found: list[AttackCheck] = []
+    async with aclosing(attack_tasks(tasks, sandbox=sandbox, options=options)) as stream:
+        async for entry in stream:
+            found.append(entry)
+            if as_json:
+                click.echo(msgspec.json.encode(entry).decode())
+            elif entry.pays:
+                out.print(f"{entry.task_id}: {entry.attack} PAYS: {entry.shows}", soft_wrap=True)
+            elif entry.problem:
+                out.print(f"{entry.task_id}: {entry.attack}: {entry.problem}", soft_wrap=True)
+    if not as_json:
+        out.print()
+        out.print(_attack_table(found))
+    return FAILED if any(entry.pays or entry.problem for entry in found) else 0
+
+
+def _attack_table(found: list[AttackCheck]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("task", "exploit", "level", "outcome", "reward", "verdict"):
+        table.add_column(name, overflow="fold")
+    for entry in sorted(found, key=lambda each: each.task_id):
+        verdict = "PAYS" if entry.pays else "not run" if entry.problem else "ok"
+        table.add_row(
+            entry.task_id,
+            entry.attack,
+            entry.level or "-",
+            entry.outcome.value,
+            reward_text(entry.reward),
+            verdict,
         )
     return table
