@@ -167,7 +167,7 @@ def report_lines(
     if response.unpinned:
         yield Text("unpinned  no commit holds agent.yaml, so the working copy's was used")
     for path in manifest.changed_config:
-        yield Text(f"changed   {_safe(path)}: the commit's was used, not the working copy's")
+        yield Text(f"changed   {_safe(path)}: not as the commit has it; no step was run")
     if manifest.restored:
         yield Text(f"restored  {', '.join(_safe(path) for path in manifest.restored[:_SHOWN])}")
     where = manifest.platform.sandbox
