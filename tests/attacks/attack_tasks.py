@@ -180,18 +180,26 @@ def on_task(
     *expected: str,
     level: IsolationLevel = OUTPUTS,
     pays: Pays | None = None,
+    tries: int = 1,
 ) -> Attack:
     """An attack on the reward of a task. `script` is what the agent does, as root in /app.
 
-    Where nobody defends, it pays a reward, or what `pays` says.
+    Where nobody defends, it pays a reward, or what `pays` says; one that races with the tests has
+    a few `tries`.
     """
 
-    async def naive(ground: Ground) -> bool:
+    async def once(ground: Ground) -> bool:
         async with ground.occupied(kind.package(ground, ours=False), "undefended") as ctx:
             await ground.act(ctx, script)
             if pays is not None:
                 return await pays(ctx, ground)
             return not await _believed(ctx, ground, kind) < 1.0  # NaN is no less than 1
+
+    async def naive(ground: Ground) -> bool:
+        for _ in range(tries):
+            if await once(ground):
+                return True
+        return False
 
     async def ramify(ground: Ground) -> tuple[str, object]:
         async with ground.occupied(kind.package(ground), "attack") as ctx:

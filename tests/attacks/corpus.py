@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import attacks_export
 import attacks_others
 import attacks_pipeline
@@ -22,3 +24,14 @@ for module in (
     for attack in module.ATTACKS:
         assert attack.id not in ATTACKS, f"two attacks are called {attack.id}"
         ATTACKS[attack.id] = attack
+
+
+def sample(count: int) -> set[str]:
+    """Ids of so many attacks, the same every time; at least two of each group."""
+    rng = random.Random(7)
+    groups: dict[str, list[str]] = {}
+    for each in ATTACKS.values():
+        groups.setdefault(each.group, []).append(each.id)
+    chosen = {name for ids in groups.values() for name in rng.sample(ids, min(2, len(ids)))}
+    rest = sorted(ATTACKS.keys() - chosen)
+    return chosen | set(rng.sample(rest, count - len(chosen)))

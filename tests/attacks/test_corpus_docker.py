@@ -1,4 +1,4 @@
-"""The corpus of attacks, in Docker containers."""
+"""The corpus of attacks in Docker containers: a sample, and by `make proof` all of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import pytest_asyncio
 from attack_cases import prove
 from attack_ground import Field, new_ground, open_field
-from corpus import ATTACKS
+from corpus import ATTACKS, sample
+from residual import RESIDUALS, admit
 
 from ramify.contracts.sandbox import SandboxSpec
 from ramify.planes.sandbox.docker import DockerProvider
@@ -34,6 +35,16 @@ async def field(
         yield made
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+SAMPLE = sample(50)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in SAMPLE else pytest.mark.proof) for n in ATTACKS]
+)
 async def test_attack(field: Field, tmp_path: Path, name: str) -> None:
     await prove(ATTACKS[name], new_ground(field, tmp_path))
+
+
+@pytest.mark.parametrize("name", RESIDUALS)
+async def test_what_pays_is_admitted(field: Field, tmp_path: Path, name: str) -> None:
+    await admit(RESIDUALS[name], new_ground(field, tmp_path))

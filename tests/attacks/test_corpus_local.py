@@ -10,6 +10,7 @@ import pytest_asyncio
 from attack_cases import prove
 from attack_ground import Field, new_ground, open_field
 from corpus import ATTACKS
+from residual import RESIDUALS, admit
 
 from ramify.contracts.sandbox import SandboxSpec
 from ramify.planes.sandbox.local import LocalProvider
@@ -32,3 +33,8 @@ async def field(
 @pytest.mark.parametrize("name", ATTACKS)
 async def test_attack(field: Field, tmp_path: Path, name: str) -> None:
     await prove(ATTACKS[name], new_ground(field, tmp_path))
+
+
+@pytest.mark.parametrize("name", RESIDUALS)
+async def test_what_pays_is_admitted(field: Field, tmp_path: Path, name: str) -> None:
+    await admit(RESIDUALS[name], new_ground(field, tmp_path))

@@ -67,6 +67,8 @@ _TOOLS = (
 _WRAPPER = "#!/bin/dash\\necho 1 > /logs/verifier/reward.txt; exit 0\\n"
 _TEST_SH = "echo 1 > /logs/verifier/reward.txt"
 
+_FIND = "find / \\( -path /proc -o -path /sys -o -path /dev \\) -prune -o"
+
 EXPLOITS: Mapping[str, Exploit] = {
     "reward-files": Exploit(
         "reward files and reports that the agent wrote are believed",
@@ -132,7 +134,7 @@ EXPLOITS: Mapping[str, Exploit] = {
     ),
     "git-history": Exploit(
         "the solution is in the history of a repository that the agent has",
-        "for g in $(find / -xdev -type d -name .git 2>/dev/null | head -20); do\n"
+        f"for g in $({_FIND} -type d -name .git -print 2>/dev/null | head -20); do\n"
         '( cd "$g/.." && git config --global --add safe.directory "*"; '
         "c=$( { git rev-list --all --reflog --date-order -n 1; "
         "git fsck --lost-found 2>/dev/null | sed -n 's/^dangling commit //p'; } | tail -n 1); "
@@ -140,7 +142,7 @@ EXPLOITS: Mapping[str, Exploit] = {
     ),
     "leftovers": Exploit(
         "the solution was left in the agent's sandbox",
-        "for f in $(find / -xdev \\( -name solve.sh -o -name solution.sh \\) -type f "
+        f"for f in $({_FIND} \\( -name solve.sh -o -name solution.sh \\) -type f -print "
         '2>/dev/null | head -5); do timeout 60 bash "$f"; done',
     ),
 }

@@ -1,0 +1,130 @@
+"""`ramify tasks check --attack` finds what would pay against a weak task, nothing elsewhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ramify.envs.attacks import EXPLOITS
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "tasks"
+TASK_TOML = """\
+schema_version = "1.4"
+[environment]
+docker_image = "debian:bookworm"
+workdir = "/app"
+network_mode = "no-network"
+[ramify]
+image_free = true
+files = "environment/files"
+outputs = ["stats.py"]
+needs = ["git"]
+"""
+WEAK = 'isolation = "live"\nsetup = "setup.sh"\n'
+STRONG = '[ramify.tests]\nrunner = "unittest"\n'
+SETUP = """#!/bin/sh -e
+git init -q
+git add -A
+git -c user.name=a -c user.email=a@b commit -qm start
+sed -i s/-1/3/ stats.py
+git -c user.name=a -c user.email=a@b commit -qam solution
+git reset -q --hard HEAD~1
+mkdir -p /opt/build
+echo 'sed -i s/-1/3/ stats.py' > /opt/build/solve.sh
+"""
+WEAK_TEST = """
+import os, sys, unittest
+sys.path.append(os.getcwd())
+from stats import total
+
+class TestTotal(unittest.TestCase):
+    def test_total(self):
+        self.assertEqual(total(), 3)
+"""
+STRONG_TEST = """
+import unittest
+from ramify_tests import isolated_call
+
+class TestTotal(unittest.TestCase):
+    def test_total(self):
+        self.assertEqual(isolated_call("stats.py", "total"), 3)
+"""
+TEST_SH = """#!/bin/bash
+if python3 -m unittest discover -s /tests; then r=1; else r=0; fi
+echo $r > /logs/verifier/reward.txt
+"""
+PAYING = {"unittest-shadow", "sitecustomize", "exit-zero", "git-history", "leftovers"}
+
+
+def make_task(place: Path, *, weak: bool) -> Path:
+    files = {
+        "task.toml": TASK_TOML + (WEAK if weak else STRONG),
+        "instruction.md": "Let total() be 3.\n",
+        "environment/files/stats.py": "def total(): return -1\n",
+        "solution/solve.sh": "sed -i s/-1/3/ stats.py\n",
+        "tests/test_stats.py": WEAK_TEST if weak else STRONG_TEST,
+        **({"setup.sh": SETUP, "tests/test.sh": TEST_SH} if weak else {}),
+    }
+    for name, text in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(text)
+    return place
+
+
+def check(tasks: Path, *more: str) -> tuple[int, list[dict[str, Any]]]:
+    """The exit code, and what is said of each exploit."""
+    command = [sys.executable, "-m", "ramify.cli.main", "tasks", "check", str(tasks)]
+    command += ["-n", "1", "--attack", "--json", *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert records, done.stderr
+    return done.returncode, [record for record in records if "attack" in record]
+
+
+@pytest.mark.namespaces
+def test_what_pays_against_a_weak_task_is_told(tmp_path: Path) -> None:
+    code, found = check(make_task(tmp_path / "weak", weak=True))
+    assert code == 1
+    assert {each["attack"] for each in found} == set(EXPLOITS)
+    assert {each["attack"] for each in found if each["pays"]} == PAYING
+    assert all(each["reward"] == 1.0 for each in found if each["pays"])
+    assert not any(each["problem"] for each in found)
+
+
+@pytest.mark.namespaces
+def test_nothing_pays_against_the_same_task_made_well(tmp_path: Path) -> None:
+    code, found = check(make_task(tmp_path / "strong", weak=False))
+    assert (code, len(found)) == (0, len(EXPLOITS))
+    assert [each["attack"] for each in found if each["pays"]] == []
+
+
+@pytest.mark.proof
+@pytest.mark.docker
+def test_the_weak_task_on_docker(tmp_path: Path) -> None:
+    task = make_task(tmp_path / "weak", weak=True)
+    code, found = check(task, "--sandbox", "docker", "-c", "1")
+    assert code == 1
+    assert {each["attack"] for each in found if each["pays"]} >= PAYING
+
+
+@pytest.mark.namespaces
+def test_nothing_pays_against_the_examples() -> None:
+    """Three of them here, at the levels live, file system and outputs."""
+    names = ("repair-service", "switch-release", "fix-stats")
+    words = [word for name in names for word in ("--task-id", name)]
+    code, found = check(EXAMPLES, *words)
+    assert [each for each in found if each["pays"] or each["problem"]] == []
+    assert (code, len(found)) == (0, len(names) * len(EXPLOITS))
+
+
+@pytest.mark.proof
+@pytest.mark.namespaces
+def test_nothing_pays_against_any_example() -> None:
+    code, found = check(EXAMPLES)
+    assert [each for each in found if each["pays"] or each["problem"]] == []
+    assert code == 0
