@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ramify.contracts.context import Context
-from ramify.contracts.sandbox import ExecResult, SandboxImage, SandboxProvider, SandboxSpec
+from ramify.contracts.sandbox import (
+    BuildSpec,
+    ExecResult,
+    SandboxImage,
+    SandboxProvider,
+    SandboxSpec,
+)
 from ramify.contracts.task import IsolationLevel, Task, TaskPackage
 from ramify.planes.environment.package import provision_package
 from ramify.planes.reward.script import ScriptVerifier
@@ -21,18 +27,26 @@ from ramify.testing.fakecontext import fake_context
 
 _PYTEST = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments")
 
+_INSTALL = """
+import compileall, shutil, site
+place = site.getsitepackages()[0]
+shutil.copytree("/library", place, dirs_exist_ok=True)
+raise SystemExit(not compileall.compile_dir(place, quiet=1))
+"""
+
 
 @dataclass(frozen=True)
 class Field:
     """A provider and the image that every attack starts from; kept for all attacks of a module.
 
-    `honest` holds what honest solutions scored, by task and level: one run serves every attack on
-    the same task.
+    `base` names the image that pipelines run on (None: the host's root). `honest` holds what honest
+    solutions scored, by task and level: one run serves every attack on the same task.
     """
 
     provider: SandboxProvider
     spec: SandboxSpec
     image: SandboxImage
+    base: str | None
     verifiers: dict[IsolationLevel, ScriptVerifier] = field(default_factory=dict)
     honest: dict[object, float | None] = field(default_factory=dict)
 
@@ -44,33 +58,42 @@ class Field:
 
 @asynccontextmanager
 async def open_field(
-    provider: SandboxProvider, spec: SandboxSpec, scratch: Path
+    provider: SandboxProvider, scratch: Path, image: str | None
 ) -> AsyncGenerator[Field]:
-    """The image is the spec's own, with pytest in it."""
+    """On an image with pytest in it: one that is built upon the given one, or the host's root."""
     library = scratch / "library"
     installed = Path(sysconfig.get_paths()["purelib"])
     for name in _PYTEST:
         shutil.copytree(installed / name, library / name, ignore=shutil.ignore_patterns("*.pyc"))
     shutil.copyfile(installed / "py.py", library / "py.py")
+    (scratch / "install.py").write_text(_INSTALL)
+    (scratch / "Dockerfile").write_text(
+        f"FROM {image}\nCOPY library /library\nCOPY install.py /\nRUN python3 /install.py\n"
+    )
     try:
-        sandbox = await provider.create(spec, await provider.prepare(spec))
+        if image is not None:
+            spec = SandboxSpec(build=BuildSpec(str(scratch)), workdir="/app")
+            yield Field(provider, spec, await provider.prepare(spec), image)
+            return
+        spec = SandboxSpec(host_root=True, workdir="/app")
+        prepared = await _installed(provider, spec, scratch)
         try:
-            line = "import site; print(site.getsitepackages()[0])"
-            where = await sandbox.exec(["python3", "-c", line], cwd="/")
-            assert where.ok, where
-            packages = where.stdout.decode().strip()
-            await sandbox.upload(library, packages)
-            compiled = await sandbox.exec(["python3", "-m", "compileall", "-q", packages], cwd="/")
-            assert compiled.ok, compiled
-            image = await sandbox.freeze()  # type: ignore[attr-defined]  (both providers can)
+            yield Field(provider, spec, prepared, image)
         finally:
-            await sandbox.teardown()
-        try:
-            yield Field(provider, spec, image)
-        finally:
-            await provider.discard(image)
+            await provider.discard(prepared)
     finally:
         await provider.aclose()
+
+
+async def _installed(provider: SandboxProvider, spec: SandboxSpec, scratch: Path) -> SandboxImage:
+    sandbox = await provider.create(spec, await provider.prepare(spec))
+    try:
+        await sandbox.upload(scratch / "library", "/library")
+        done = await sandbox.exec(["python3", "-"], stdin=_INSTALL.encode(), cwd="/")
+        assert done.ok, done
+        return await sandbox.freeze()  # type: ignore[attr-defined]  (the provider can)
+    finally:
+        await sandbox.teardown()
 
 
 @dataclass(frozen=True)

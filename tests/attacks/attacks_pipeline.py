@@ -93,8 +93,8 @@ def _naive_gate(repo: Path, ground: Ground) -> tuple[bool, str]:
 async def _verify(ground: Ground, repo: Path) -> Response:
     pin = await find_pin(repo)
     spec = parse_pipeline(pin.data)
-    if ground.field.spec.image is not None:
-        spec = msgspec.structs.replace(spec, image=ground.field.spec.image)
+    if ground.field.base is not None:
+        spec = msgspec.structs.replace(spec, image=ground.field.base)
     return await run_pipeline(
         RunRequest(
             repo,

@@ -13,7 +13,6 @@ from attack_ground import Field, new_ground, open_field
 from corpus import ATTACKS, sample
 from residual import RESIDUALS, admit
 
-from ramify.contracts.sandbox import SandboxSpec
 from ramify.planes.sandbox.docker import DockerProvider
 
 IMAGE = os.environ.get("RAMIFY_TEST_IMAGE", "debian:bookworm")
@@ -28,14 +27,12 @@ async def field(
     if docker_problem is not None:
         yield None  # the mark skips each test, or fails it on CI
         return
-    spec = SandboxSpec(image=IMAGE, workdir="/app")
-    async with open_field(
-        DockerProvider(ramify_home), spec, tmp_path_factory.mktemp("field")
-    ) as made:
+    place = tmp_path_factory.mktemp("field")
+    async with open_field(DockerProvider(ramify_home), place, IMAGE) as made:
         yield made
 
 
-SAMPLE = sample(50)
+SAMPLE = sample(40)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from attack_ground import Field, new_ground, open_field
 from corpus import ATTACKS
 from residual import RESIDUALS, admit
 
-from ramify.contracts.sandbox import SandboxSpec
 from ramify.planes.sandbox.local import LocalProvider
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.asyncio(loop_scope="module")]
@@ -25,8 +24,7 @@ async def field(
     if namespaces_problem is not None:
         yield None  # the mark skips each test, or fails it on CI
         return
-    spec = SandboxSpec(host_root=True, workdir="/app")
-    async with open_field(LocalProvider(), spec, tmp_path_factory.mktemp("field")) as made:
+    async with open_field(LocalProvider(), tmp_path_factory.mktemp("field"), None) as made:
         yield made
 
 
