@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from ramify.contracts.context import Context
-from ramify.contracts.errors import InfraError
+from ramify.contracts.errors import InfraError, SandboxError
 from ramify.contracts.sandbox import MIB, Sandbox, TransferLimits
 from ramify.contracts.task import TaskPackage
 from ramify.planes.reward.native.harness import HARNESS_DIR, SOURCES
@@ -56,11 +58,21 @@ async def bring_python(
             raise InfraError("the image's Python is started without a loader; it cannot be copied")
         await asyncio.to_thread(_open, top)
         await target.upload(top, _PLACE, clear=True)
-        # What the loader would put into every program, whoever starts it.
         (folder / "preload").touch()
-        await target.upload(folder / "preload", "/etc/ld.so.preload", clear=True)
+        await _empty_preload(target, folder / "preload")
     argv = [f"{_PLACE}/bin/loader", "--library-path", f"{_PLACE}/so", f"{_PLACE}/bin/python3"]
     return OwnPython(argv, packages)
+
+
+async def _empty_preload(target: Sandbox, nothing: Path) -> None:
+    """Empty the list of what the loader puts into every program, whoever starts it."""
+    try:
+        await target.upload(nothing, "/etc/ld.so.preload", clear=True)
+    except SandboxError as error:
+        # A mount stands there. Only the provider can have made it: mounts are no part of a frozen
+        # file system. Docker's copies have an empty list laid over the agent's.
+        if os.strerror(errno.EBUSY) not in str(error):
+            raise
 
 
 async def _as_it_is(sandbox: Sandbox, ctx: Context) -> None:
