@@ -207,9 +207,10 @@ def on_task(
             try:
                 result = await ground.field.verifier(level).score(None, ctx)  # type: ignore[arg-type]
             except InvalidRewardError as error:
-                return INVALID, error
+                return INVALID, (error, ctx.observer.events)  # type: ignore[attr-defined]
         assert result.reward is not None
-        return SCORED_LOW if result.reward < 1.0 else "paid", result
+        became = SCORED_LOW if result.reward < 1.0 else "paid"
+        return became, (result, ctx.observer.events)  # type: ignore[attr-defined]
 
     return Attack(id, shows, expected, naive, ramify, lambda g: honest_reward(kind, level, g))
 
