@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 _STEPS = 4
-_LONGEST_SEC = 3.0
+_LONGEST_SEC = 4.5
 _GONE_SEC = 20.0
 _IMAGES = {"local": "host", "docker": "debian:bookworm-slim"}
 
@@ -84,7 +84,7 @@ def kill_at_random(place: Path, provider: str, count: int, seed: int) -> None:
         process = subprocess.Popen(
             argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        time.sleep(chance.uniform(0.3, _LONGEST_SEC))
+        time.sleep(chance.uniform(0.5, _LONGEST_SEC))
         process.send_signal(signal.SIGKILL)
         process.wait()
         slow = until(lambda: not processes_with(marker), "a process survives")
