@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
+import pytest
 from attack_cases import BLOCKED, Attack
 from attack_ground import Ground
 
@@ -225,6 +226,8 @@ def _inside(
     """A script as root inside; `paid` looks at what it says. `undefended` runs it on the host."""
 
     async def naive(ground: Ground) -> bool:
+        if script is CLOCK and not _sets_clocks():
+            pytest.skip("nobody on this machine may set its clock, defended or not")
         (ground.loot / "agent.sh").write_text(script)
         return paid(await asyncio.to_thread(_on_host, ground, undefended))
 
@@ -261,6 +264,13 @@ now.modes = 0x4000
 print("code=turned" if libc.adjtimex(ctypes.byref(now)) >= 0 else "no")
 END
 """
+
+
+def _sets_clocks() -> bool:
+    """Whether we have CAP_SYS_TIME."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    powers = next(line for line in lines if line.startswith("CapEff"))
+    return bool(int(powers.split()[1], 16) >> 25 & 1)
 
 
 def _last_code(said: str) -> bool:
