@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ramify.contracts.context import Context
-from ramify.contracts.errors import ConfigError, InvalidRewardError, TransferLimitError
+from ramify.contracts.errors import (
+    ConfigError,
+    InvalidRewardError,
+    SandboxError,
+    SandboxLostError,
+    TransferLimitError,
+)
 from ramify.contracts.inside import TESTS_DIR, VERIFIER_LOGS_DIR, WORLD_FILE, shell_line
 from ramify.contracts.sandbox import MIB, ExecResult, Sandbox, TransferLimits
 from ramify.contracts.task import TaskPackage
@@ -92,9 +98,16 @@ class ScriptRun:
         async with scratch_folder(self.ctx) as empty:
             # Readable by the user that the tests run as, whatever our own umask is.
             empty.chmod(0o755)
-            await self.sandbox.upload(
-                empty, VERIFIER_LOGS_DIR, owner=self.package.verifier.user, clear=True
-            )
+            owner = self.package.verifier.user
+            try:
+                await self.sandbox.upload(empty, VERIFIER_LOGS_DIR, owner=owner, clear=True)
+            except SandboxError as error:
+                if not self.live or isinstance(error, SandboxLostError):
+                    raise
+                # No fault of the sandbox: an attempt that is spoilt by the agent counts.
+                raise InvalidRewardError(
+                    "tampered", f"{VERIFIER_LOGS_DIR} cannot be emptied ({error})"
+                ) from error
 
     async def _put(self, tests: Path | None) -> None:
         await self._empty_logs()
