@@ -47,8 +47,8 @@ def containers_of(place: Path) -> list[str]:
         return []
     ids = subprocess.run(["docker", "ps", "-aq"], capture_output=True, check=True).stdout.split()
     shown = subprocess.run(["docker", "inspect", *ids], capture_output=True, check=False)
-    described = json.loads(shown.stdout) if ids else []
-    return [each["Id"] for each in described if str(place) in json.dumps(each)]
+    described: list[dict[str, object]] = json.loads(shown.stdout) if ids else []
+    return [str(each["Id"]) for each in described if str(place) in json.dumps(each)]
 
 
 def complete(manifest: Path) -> None:
