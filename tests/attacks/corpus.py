@@ -8,6 +8,7 @@ import attacks_export
 import attacks_others
 import attacks_pipeline
 import attacks_python
+import attacks_readers
 import attacks_reward_file
 import attacks_sandbox
 from attack_cases import Attack
@@ -15,6 +16,7 @@ from attack_cases import Attack
 ATTACKS: dict[str, Attack] = {}
 for module in (
     attacks_reward_file,
+    attacks_readers,
     attacks_python,
     attacks_export,
     attacks_sandbox,
