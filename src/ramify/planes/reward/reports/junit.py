@@ -55,7 +55,9 @@ class _Reader:
         tag = self._path.pop()
         if tag in _SUITES:
             stated, before = self._stated.pop()
-            if stated >= 0 and stated != self._seen - before:
+            # pytest states subtests, too, which get no case of their own; whoever adds cases does
+            # not get past this, and whoever removes some lacks tests that are expected.
+            if 0 <= stated < self._seen - before:
                 self.cases.refuse(f"a suite states {stated} tests and holds {self._seen - before}")
         if tag != "testcase" or self._case is None:
             return
@@ -91,7 +93,7 @@ def parse_junit(data: bytes) -> SuiteReport:
 
     Raises:
         InvalidRewardError: `malformed`: not well-formed, a document type or an entity, nested too
-            deep, a case twice or without a name, a suite that does not hold what it states.
+            deep, a case twice or without a name, a suite that holds more than it states.
     """
     reader = _Reader()
 
