@@ -20,7 +20,7 @@ from ramify.contracts.sandbox import (
     SandboxProvider,
     SandboxSpec,
 )
-from ramify.contracts.task import IsolationLevel, Task, TaskPackage
+from ramify.contracts.task import IsolationLevel, ScriptProfile, Task, TaskPackage
 from ramify.planes.environment.package import provision_package
 from ramify.planes.reward.script import ScriptVerifier
 from ramify.testing.fakecontext import fake_context
@@ -47,13 +47,16 @@ class Field:
     spec: SandboxSpec
     image: SandboxImage
     base: str | None
-    verifiers: dict[IsolationLevel, ScriptVerifier] = field(default_factory=dict)
+    verifiers: dict[object, ScriptVerifier] = field(default_factory=dict)
     honest: dict[object, float | None] = field(default_factory=dict)
 
-    def verifier(self, level: IsolationLevel) -> ScriptVerifier:
-        if level not in self.verifiers:
-            self.verifiers[level] = ScriptVerifier(level, provision_package)
-        return self.verifiers[level]
+    def verifier(
+        self, level: IsolationLevel, profile: ScriptProfile | None = None
+    ) -> ScriptVerifier:
+        if (level, profile) not in self.verifiers:
+            made = ScriptVerifier(level, provision_package, profile)
+            self.verifiers[level, profile] = made
+        return self.verifiers[level, profile]
 
 
 @asynccontextmanager

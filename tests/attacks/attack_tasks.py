@@ -15,6 +15,7 @@ from ramify.contracts.context import Context
 from ramify.contracts.errors import InvalidRewardError
 from ramify.contracts.task import (
     IsolationLevel,
+    ScriptProfile,
     SolutionSettings,
     TaskPackage,
     TestGrading,
@@ -181,6 +182,7 @@ def on_task(
     level: IsolationLevel = OUTPUTS,
     pays: Pays | None = None,
     tries: int = 1,
+    profile: ScriptProfile | None = None,
 ) -> Attack:
     """An attack on the reward of a task. `script` is what the agent does, as root in /app.
 
@@ -205,25 +207,32 @@ def on_task(
         async with ground.occupied(kind.package(ground), "attack") as ctx:
             await ground.act(ctx, script)
             try:
-                result = await ground.field.verifier(level).score(None, ctx)  # type: ignore[arg-type]
+                verifier = ground.field.verifier(level, profile)
+                result = await verifier.score(None, ctx)  # type: ignore[arg-type]
             except InvalidRewardError as error:
                 return INVALID, (error, ctx.observer.events)  # type: ignore[attr-defined]
         assert result.reward is not None
         became = SCORED_LOW if result.reward < 1.0 else "paid"
         return became, (result, ctx.observer.events)  # type: ignore[attr-defined]
 
-    return Attack(id, shows, expected, naive, ramify, lambda g: honest_reward(kind, level, g))
+    async def honest(ground: Ground) -> float | None:
+        return await honest_reward(kind, level, ground, profile)
+
+    return Attack(id, shows, expected, naive, ramify, honest)
 
 
-async def honest_reward(kind: Kind, level: IsolationLevel, ground: Ground) -> float | None:
+async def honest_reward(
+    kind: Kind, level: IsolationLevel, ground: Ground, profile: ScriptProfile | None = None
+) -> float | None:
     """What an honest solution scores; run once for all attacks on the task at the level."""
     known = ground.field.honest
-    if (kind.name, level) not in known:
+    if (kind.name, level, profile) not in known:
         async with ground.occupied(kind.package(ground), "honest") as ctx:
             await ground.act(ctx, kind.honest)
-            result = await ground.field.verifier(level).score(None, ctx)  # type: ignore[arg-type]
-        known[kind.name, level] = result.reward
-    return known[kind.name, level]
+            verifier = ground.field.verifier(level, profile)
+            result = await verifier.score(None, ctx)  # type: ignore[arg-type]
+        known[kind.name, level, profile] = result.reward
+    return known[kind.name, level, profile]
 
 
 async def _believed(ctx: Context, ground: Ground, kind: Kind) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import attacks_export
+import attacks_git
 import attacks_others
 import attacks_pipeline
 import attacks_python
@@ -21,6 +22,7 @@ for module in (
     attacks_export,
     attacks_sandbox,
     attacks_pipeline,
+    attacks_git,
     attacks_others,
 ):
     for attack in module.ATTACKS:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attack_ground import Ground
-from attack_tasks import ANSWER, IN_PROCESS, ISOLATED, OUTPUTS, Kind
+from attack_tasks import ANSWER, FILESYSTEM, IN_PROCESS, ISOLATED, OUTPUTS, WORKDIR, Kind
+from attacks_git import GIT, PROFILE, repository
 from attacks_python import ANY, solution
 from attacks_reward_file import tested
 
 from ramify.contracts.reward import VerifyResult
+from ramify.contracts.task import IsolationLevel, ScriptProfile
 
 _TARGETED = """
 import gc, unittest
@@ -43,14 +45,23 @@ _APPENDS = tested(
 )
 
 
+How = tuple[IsolationLevel, ScriptProfile | None]
+_OUTPUTS: How = (OUTPUTS, None)
+
+
 @dataclass(frozen=True)
 class Residual:
-    """An exploit that pays on `weak`; `strong` (None: there is none) is the remedy."""
+    """An exploit that pays on `weak`; `strong` (None: there is none) is the remedy.
+
+    `weak_at` and `strong_at` say how each of them is verified.
+    """
 
     shows: str
     script: str
     weak: Kind
     strong: Kind | None
+    weak_at: How = _OUTPUTS
+    strong_at: How = _OUTPUTS
 
 
 RESIDUALS = {
@@ -60,20 +71,42 @@ RESIDUALS = {
     "R02r": Residual(
         "tests that are a script get a line, which takes itself out again", _APPENDS, ANSWER, None
     ),
+    "S05r": Residual(
+        "git runs a program of the agent's ~/.gitconfig for a test script that is not isolated",
+        repository("git config --global core.fsmonitor $PWD/.git/run"),
+        *(GIT, GIT, (FILESYSTEM, None), (FILESYSTEM, PROFILE)),
+    ),
+    "S05s": Residual(
+        "git runs a hook of the agent's repository for such a script",
+        repository("cp .git/run .git/hooks/pre-commit"),
+        *(GIT, GIT, (WORKDIR, None), (WORKDIR, PROFILE)),
+    ),
+    "S05t": Residual(
+        "git runs the repository's own way to show differences, for an isolated script too",
+        repository("git config diff.external $PWD/.git/run"),
+        *(GIT, GIT, (WORKDIR, PROFILE), _OUTPUTS),
+    ),
+    "S05u": Residual(
+        "git runs a filter of the agent's repository, for an isolated script too",
+        repository("git config filter.x.clean $PWD/.git/run; echo '* filter=x' > .gitattributes"),
+        *(GIT, GIT, (WORKDIR, PROFILE), _OUTPUTS),
+    ),
 }
 
 
-async def scored(ground: Ground, kind: Kind, script: str) -> VerifyResult:
+async def scored(ground: Ground, kind: Kind, script: str, how: How) -> VerifyResult:
     """What Ramify makes of an exploit on a task."""
     async with ground.occupied(kind.package(ground), kind.name) as ctx:
         await ground.act(ctx, script)
-        return await ground.field.verifier(OUTPUTS).score(None, ctx)  # type: ignore[arg-type]
+        return await ground.field.verifier(*how).score(None, ctx)  # type: ignore[arg-type]
 
 
 async def admit(residual: Residual, ground: Ground) -> None:
     """It pays and the reward says why it may; where there is a remedy, it does not pay."""
-    weak = await scored(ground, residual.weak, residual.script)
+    weak = await scored(ground, residual.weak, residual.script, residual.weak_at)
     assert (weak.reward, weak.details["process"]) == (1.0, "in_process"), residual.shows
     if residual.strong is not None:
-        strong = await scored(ground, residual.strong, residual.script)
-        assert (strong.reward, strong.details["process"]) == (0.0, "separate_process")
+        strong = await scored(ground, residual.strong, residual.script, residual.strong_at)
+        assert strong.reward == 0.0, residual.shows
+        apart = residual.strong is not residual.weak
+        assert strong.details["process"] == ("separate_process" if apart else "in_process")
