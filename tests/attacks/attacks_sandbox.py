@@ -24,7 +24,7 @@ from ramify.contracts.sandbox import Limits, NetworkMode, NetworkPolicy, Sandbox
 
 
 @asynccontextmanager
-async def _sandbox(ground: Ground, **how: object) -> AsyncGenerator[Sandbox]:
+async def new_sandbox(ground: Ground, **how: object) -> AsyncGenerator[Sandbox]:
     spec: SandboxSpec = msgspec.structs.replace(ground.field.spec, **how)
     sandbox = await ground.field.provider.create(spec, ground.field.image)
     try:
@@ -34,7 +34,7 @@ async def _sandbox(ground: Ground, **how: object) -> AsyncGenerator[Sandbox]:
         await sandbox.teardown()
 
 
-def _on_host(ground: Ground, script: str, **env: str) -> str:
+def on_host(ground: Ground, script: str, **env: str) -> str:
     """What a harness without a sandbox hears of a script."""
     done = subprocess.run(
         ["sh", "-c", script],
@@ -51,17 +51,17 @@ def _bounded(id: str, shows: str, script: str, paid: str, limits: Limits, modest
     """A script that takes more than it may have, and says `paid` where it got it."""
 
     async def naive(ground: Ground) -> bool:
-        return paid in await asyncio.to_thread(_on_host, ground, script)
+        return paid in await asyncio.to_thread(on_host, ground, script)
 
     async def ramify(ground: Ground) -> tuple[str, object]:
-        async with _sandbox(ground, limits=limits) as sandbox:
+        async with new_sandbox(ground, limits=limits) as sandbox:
             done = await sandbox.exec(script, user="root", cwd="/app", timeout_sec=20)
             alive = await sandbox.exec("echo alive", cwd="/")
         taken = paid.encode() in done.stdout or alive.stdout != b"alive\n"
         return ("taken" if taken else BLOCKED), (done, alive)
 
     async def honest(ground: Ground) -> float:
-        async with _sandbox(ground, limits=limits) as sandbox:
+        async with new_sandbox(ground, limits=limits) as sandbox:
             return float((await sandbox.exec(modest, user="root", cwd="/app")).ok)
 
     return Attack(id, shows, (BLOCKED,), naive, ramify, honest)
@@ -118,7 +118,7 @@ async def _secret_services(ground: Ground) -> AsyncGenerator[dict[str, str]]:
     try:
         path.chmod(0o777)
         port = tcp.sockets[0].getsockname()[1]
-        yield {"HOST": str(ground.host), "PORT": str(port), "HOSTS": " ".join(_addresses())}
+        yield {"HOST": str(ground.host), "PORT": str(port), "HOSTS": " ".join(addresses())}
     finally:
         for server in (unix, tcp):
             server.close()
@@ -126,7 +126,7 @@ async def _secret_services(ground: Ground) -> AsyncGenerator[dict[str, str]]:
         path.unlink(missing_ok=True)
 
 
-def _addresses() -> list[str]:
+def addresses() -> list[str]:
     """Addresses of this host that something inside might try."""
     found = {"127.0.0.1"}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
@@ -143,12 +143,12 @@ def _addresses() -> list[str]:
 def _reaches(id: str, shows: str, mode: NetworkMode) -> Attack:
     async def naive(ground: Ground) -> bool:
         async with _secret_services(ground) as env:
-            return ground.marker in await asyncio.to_thread(_on_host, ground, CONNECT, **env)
+            return ground.marker in await asyncio.to_thread(on_host, ground, CONNECT, **env)
 
     async def ramify(ground: Ground) -> tuple[str, object]:
         async with (
             _secret_services(ground) as env,
-            _sandbox(ground, network=NetworkPolicy(mode)) as sandbox,
+            new_sandbox(ground, network=NetworkPolicy(mode)) as sandbox,
         ):
             done = await sandbox.exec(CONNECT, user="root", env=env, cwd="/app", timeout_sec=30)
         reached = ground.marker.encode() in done.stdout
@@ -161,7 +161,7 @@ def _reaches(id: str, shows: str, mode: NetworkMode) -> Attack:
             "    try: socket.create_connection(('127.0.0.1', 8431)); break\n"
             '    except OSError: time.sleep(0.05)\nelse: raise SystemExit(1)"'
         )
-        async with _sandbox(ground) as sandbox:
+        async with new_sandbox(ground) as sandbox:
             return float((await sandbox.exec(own, user="root", cwd="/app", timeout_sec=20)).ok)
 
     return Attack(id, shows, (BLOCKED,), naive, ramify, honest)
@@ -201,7 +201,7 @@ def _outlives(id: str, shows: str, script: str) -> Attack:
 
     async def ramify(ground: Ground) -> tuple[str, object]:
         word = ground.marker.replace("marker", "ours")
-        async with _sandbox(ground) as sandbox:
+        async with new_sandbox(ground) as sandbox:
             await sandbox.exec(
                 script.replace("WORD", word),
                 user="root", cwd="/app", timeout_sec=0.4, kill_leftovers=True,
@@ -210,7 +210,7 @@ def _outlives(id: str, shows: str, script: str) -> Attack:
         return ("lives on" if left else BLOCKED), left
 
     async def honest(ground: Ground) -> float:
-        async with _sandbox(ground) as sandbox:
+        async with new_sandbox(ground) as sandbox:
             done = await sandbox.exec("sleep 0.1; echo done", cwd="/app", timeout_sec=10)
             return float(done.stdout == b"done\n")
 
@@ -229,10 +229,10 @@ def _inside(
         if script is CLOCK and not _sets_clocks():
             pytest.skip("nobody on this machine may set its clock, defended or not")
         (ground.loot / "agent.sh").write_text(script)
-        return paid(await asyncio.to_thread(_on_host, ground, undefended))
+        return paid(await asyncio.to_thread(on_host, ground, undefended))
 
     async def ramify(ground: Ground) -> tuple[str, object]:
-        async with _sandbox(ground) as sandbox:
+        async with new_sandbox(ground) as sandbox:
             done = await sandbox.exec(script, user="root", cwd="/app", timeout_sec=20)
             after = await sandbox.exec("echo still; exit 7", cwd="/")
         said = done.stdout.decode(errors="replace") + f"code={done.exit_code}\n"
@@ -240,7 +240,7 @@ def _inside(
         return (BLOCKED if told and not paid(said) else "believed"), (done, after)
 
     async def honest(ground: Ground) -> float:
-        async with _sandbox(ground) as sandbox:
+        async with new_sandbox(ground) as sandbox:
             return float((await sandbox.exec(modest, user="root", cwd="/app")).ok)
 
     return Attack(id, shows, (BLOCKED,), naive, ramify, honest)

@@ -6,6 +6,7 @@ import random
 
 import attacks_export
 import attacks_git
+import attacks_network
 import attacks_others
 import attacks_pipeline
 import attacks_python
@@ -23,6 +24,7 @@ for module in (
     attacks_sandbox,
     attacks_pipeline,
     attacks_git,
+    attacks_network,
     attacks_others,
 ):
     for attack in module.ATTACKS:
