@@ -61,6 +61,33 @@ echo $r > /logs/verifier/reward.txt
 PAYING = {"unittest-shadow", "sitecustomize", "exit-zero", "git-history", "leftovers"}
 
 
+_COMMITTED = SETUP.partition("git reset")[0]
+_FORGET = "git reflog expire --expire=all --all\n"
+_BACK = "git reset -q --hard HEAD~1\n"
+HIDDEN = {
+    "packed": ("git-history", f"git branch gold\n{_BACK}{_FORGET}git pack-refs --all\ngit gc -q\n"),
+    "tag": ("git-history", f"git tag v2\n{_BACK}{_FORGET}"),
+    "dangling": ("git-history", f"{_BACK}rm -f .git/ORIG_HEAD\n{_FORGET}"),
+    "reflog": ("git-history", f"{_BACK}rm -f .git/ORIG_HEAD\ngit gc -q\n"),
+    "stash": (
+        "git-history",
+        f"{_BACK}sed -i s/-1/3/ stats.py\ngit -c user.name=a -c user.email=a@b stash -q\n",
+    ),
+    "pip-cache": (
+        "leftovers",
+        "mkdir -p /root/.cache/pip/task\n"
+        "echo 'sed -i s/-1/3/ stats.py' > /root/.cache/pip/task/solve.sh\n",
+    ),
+    "package": (
+        "leftovers",
+        "mkdir -p /usr/lib/python3/dist-packages/task\n"
+        "echo 'sed -i s/-1/3/ stats.py' > /usr/lib/python3/dist-packages/task/solution.sh\n",
+    ),
+    "clean": ("", ""),
+}
+"""Where a solution hides → what finds it, and how the task's own set-up left it there."""
+
+
 def make_task(place: Path, *, weak: bool) -> Path:
     files = {
         "task.toml": TASK_TOML + (WEAK if weak else STRONG),
@@ -101,6 +128,22 @@ def test_nothing_pays_against_the_same_task_made_well(tmp_path: Path) -> None:
     code, found = check(make_task(tmp_path / "strong", weak=False))
     assert (code, len(found)) == (0, len(EXPLOITS))
     assert [each["attack"] for each in found if each["pays"]] == []
+
+
+@pytest.mark.proof
+@pytest.mark.namespaces
+def test_hidden_solutions_are_found(tmp_path: Path) -> None:
+    for name, (finder, hide) in HIDDEN.items():
+        task = make_task(tmp_path / name, weak=True)
+        begun = _COMMITTED if finder == "git-history" else "#!/bin/sh -e\ngit init -q\n"
+        (task / "setup.sh").write_text(begun + hide)
+    _, found = check(tmp_path)
+    finders = {"git-history", "leftovers"}
+    paid = {(e["task_id"].split(":")[-1], e["attack"]) for e in found if e["pays"]}
+    assert not any(each["problem"] for each in found)
+    assert {(task, attack) for task, attack in paid if attack in finders} == {
+        (name, finder) for name, (finder, _) in HIDDEN.items() if finder
+    }
 
 
 @pytest.mark.proof
