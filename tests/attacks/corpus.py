@@ -13,6 +13,7 @@ import attacks_python
 import attacks_readers
 import attacks_reward_file
 import attacks_sandbox
+import attacks_world
 from attack_cases import Attack
 
 ATTACKS: dict[str, Attack] = {}
@@ -26,6 +27,7 @@ for module in (
     attacks_git,
     attacks_network,
     attacks_others,
+    attacks_world,
 ):
     for attack in module.ATTACKS:
         assert attack.id not in ATTACKS, f"two attacks are called {attack.id}"
