@@ -47,8 +47,8 @@ class Field:
     spec: SandboxSpec
     image: SandboxImage
     base: str | None
-    verifiers: dict[object, ScriptVerifier] = field(default_factory=dict)
-    honest: dict[object, float | None] = field(default_factory=dict)
+    verifiers: dict[object, ScriptVerifier] = field(default_factory=dict[object, ScriptVerifier])
+    honest: dict[object, float | None] = field(default_factory=dict[object, float | None])
 
     def verifier(
         self, level: IsolationLevel, profile: ScriptProfile | None = None

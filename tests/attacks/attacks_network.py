@@ -45,8 +45,8 @@ END
 class _Ears:
     """What the host heard, and where it listens: (family, kind, address)."""
 
-    targets: list[tuple[int, int, object]] = field(default_factory=list)
-    heard: list[bytes] = field(default_factory=list)
+    targets: list[tuple[int, int, object]] = field(default_factory=list[tuple[int, int, object]])
+    heard: list[bytes] = field(default_factory=list[bytes])
 
     @property
     def probe(self) -> str:
