@@ -34,7 +34,7 @@ from ramify.contracts.sandbox import (
     SandboxProvider,
     SandboxSpec,
 )
-from ramify.contracts.task import IsolationLevel, Task, Taskset
+from ramify.contracts.task import Hardening, IsolationLevel, ScriptProfile, Task, Taskset
 from ramify.tasks.digest import package_digest
 from ramify.tasks.levels import LevelStore
 from ramify.tasks.skills import without_skills
@@ -255,20 +255,22 @@ def taskset(path: str, options: Mapping[str, str] | None = None) -> Taskset:
     return _build("tasksets", "directory", {"path": path, **(options or {})})
 
 
-def reward(level: IsolationLevel) -> Reward:
-    """The script verifier of task directories at an isolation level."""
+def reward(level: IsolationLevel, profile: ScriptProfile) -> Reward:
+    """The script verifier of task directories at an isolation level, hardened that far."""
     prepare = load_function("ramify.planes.environment.placing:provision_files")
-    return load("rewards", "script")(level, prepare=prepare)
+    return load("rewards", "script")(level, prepare=prepare, profile=profile)
 
 
-def grader(how: Grading, level: IsolationLevel, judge: Model | None) -> Reward:
+def grader(
+    how: Grading, level: IsolationLevel, profile: ScriptProfile, judge: Model | None
+) -> Reward:
     """What verifies tasks as the manifest of their world says; `judge`: the model it may ask.
 
     Raises: UsageError (it needs a judge and there is none), ConfigError (the rubric cannot be
     loaded), UnknownNameError (no such agent).
     """
     if how.kind == "script":
-        return reward(level)
+        return reward(level, profile)
     if how.kind == "rubric":
         return rubric(how.rubric, judge)
     if how.kind == "pipeline":
@@ -346,9 +348,14 @@ def remembered_level(digest: str) -> IsolationLevel | None:
     return LevelStore(ramify_home()).get(digest)
 
 
-def remember_level(digest: str, level: IsolationLevel) -> None:
+def remembered_hardening(digest: str) -> Hardening | None:
+    """The profile of its test script that `ramify tasks check` found beside the level."""
+    return LevelStore(ramify_home()).hardening(digest)
+
+
+def remember_level(digest: str, level: IsolationLevel, hardening: Hardening) -> None:
     """Keep what `ramify tasks check` found for a task of this digest."""
-    LevelStore(ramify_home()).put(digest, level)
+    LevelStore(ramify_home()).put(digest, level, hardening)
 
 
 def sandbox_spec(

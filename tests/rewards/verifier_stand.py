@@ -61,8 +61,10 @@ async def rollout(
     level: IsolationLevel,
     act: Callable[[Sandbox, Context], Awaitable[object]],
     package: TaskPackage | None = None,
+    verifier: ScriptVerifier | None = None,
 ) -> VerifyResult:
     """Provision a sandbox, let `act` work in it as the agent, verify, tear down."""
+    verifier = verifier or ScriptVerifier(level, provision_package)
     package = package or task_package(tmp_path / "task", room.spec)
     image = await room.provider.prepare(room.spec)
     sandbox = await room.provider.create(room.spec, image)
@@ -76,7 +78,7 @@ async def rollout(
         )
         await provision_package(sandbox, ctx)
         await act(sandbox, ctx)
-        return await ScriptVerifier(level, provision_package).score(None, ctx)  # type: ignore[arg-type]  (the node is not looked at)
+        return await verifier.score(None, ctx)  # type: ignore[arg-type]  (the node is not looked at)
     finally:
         await sandbox.teardown()
 

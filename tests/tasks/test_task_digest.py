@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ramify.contracts.errors import ConfigError
-from ramify.contracts.task import IsolationLevel
+from ramify.contracts.task import Hardening, IsolationLevel
 from ramify.tasks.digest import package_digest
 from ramify.tasks.levels import LevelStore
 from ramify.tasks.scaffold import init_task
@@ -100,6 +100,19 @@ def test_levels_are_remembered_by_digest(tmp_path: Path, package: Path) -> None:
     store.put(digest, IsolationLevel.FILESYSTEM)
     assert LevelStore(tmp_path / "home").get(digest) is IsolationLevel.FILESYSTEM
     assert [p.name for p in (tmp_path / "home" / "levels").iterdir()] == [f"{digest}.json"]
+
+
+def test_a_profile_is_remembered_and_an_old_record_means_plain(tmp_path: Path) -> None:
+    store, digest = LevelStore(tmp_path), "ab" * 16
+    assert store.hardening(digest) is None
+    store.put(digest, IsolationLevel.WORKDIR, Hardening.ISOLATED)
+    assert store.hardening(digest) is Hardening.ISOLATED
+    old = f'{{"digest":"{digest}","level":"outputs"}}'
+    (tmp_path / "levels" / f"{digest}.json").write_text(old)
+    assert (store.get(digest), store.hardening(digest)) == (
+        IsolationLevel.OUTPUTS,
+        Hardening.PLAIN,
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"digest":"x","level":"all"}', b"\xff"])

@@ -139,7 +139,7 @@ async def _check(
             if as_json:
                 click.echo(msgspec.json.encode(entry).decode())
             else:
-                out.print(f"{entry.task_id}: {entry.problem or entry.level}", soft_wrap=True)
+                out.print(f"{entry.task_id}: {entry.problem or _where(entry)}", soft_wrap=True)
     if not as_json:
         out.print()
         out.print(_table(checks))
@@ -147,14 +147,19 @@ async def _check(
     return code, tuple(entry.task_id for entry in checks if entry.ok)
 
 
+def _where(entry: TaskCheck) -> str:
+    return ", ".join(part.value for part in (entry.level, entry.profile) if part)
+
+
 def _table(checks: list[TaskCheck]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("task", "level", "oracle", "nop", "time", "verdict"):
+    for name in ("task", "level", "profile", "oracle", "nop", "time", "verdict"):
         table.add_column(name, overflow="fold")
     for entry in sorted(checks, key=lambda c: c.task_id):
         table.add_row(
             entry.task_id,
             entry.level.value if entry.level else "-",
+            entry.profile.value if entry.profile else "-",
             " ".join(reward_text(reward) for reward in entry.oracle) or "-",
             " ".join(reward_text(reward) for reward in entry.nop) or "-",
             seconds_text(entry.seconds),

@@ -49,6 +49,22 @@ class IsolationLevel(StrEnum):
     """The agent's sandbox as it stands, processes included."""
 
 
+class Hardening(StrEnum):
+    """How the environment of a test script of another format is kept from the workspace."""
+
+    ISOLATED = "isolated"
+    """An empty home; nothing is imported from the work directory, no start-up files are read."""
+    PLAIN = "plain"
+    """As the script's format has it."""
+
+
+class ScriptProfile(msgspec.Struct, frozen=True):
+    """The hardening of a test script, and why it is no stricter (empty: it is the strictest)."""
+
+    hardening: Hardening = Hardening.PLAIN
+    why: str = "not checked: run `ramify tasks check`"
+
+
 class Healthcheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A command that must exit 0 before the agent may start (Harbor's fields and defaults)."""
 

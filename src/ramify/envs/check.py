@@ -17,19 +17,21 @@ import msgspec
 from ramify import compose
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.sandbox import Capabilities, SandboxProvider
-from ramify.contracts.task import IsolationLevel, Task, TaskPackage, Taskset
+from ramify.contracts.task import Hardening, IsolationLevel, Task, TaskPackage, Taskset
 from ramify.envs.plan import RunOptions
 from ramify.envs.run import open_job
 
 _LADDER = tuple(IsolationLevel)
 """Strictest first, as the enumeration is written."""
+_Way = tuple[IsolationLevel, Hardening]
 
 
 class TaskCheck(msgspec.Struct, frozen=True):
     """What was found about one task.
 
-    `oracle` and `nop` are the rewards of each repeat at `level` (None: not scored). `problem` is
-    empty when the task is fit.
+    `oracle` and `nop` are the rewards of each repeat at `level` (None: not scored). `profile` is
+    what its test script can be kept from (None: no script decides). `problem` is empty when the
+    task is fit.
     """
 
     task_id: str
@@ -38,6 +40,7 @@ class TaskCheck(msgspec.Struct, frozen=True):
     nop: tuple[float | None, ...] = ()
     seconds: float = 0.0
     problem: str = ""
+    profile: Hardening | None = None
 
     @property
     def ok(self) -> bool:
@@ -51,7 +54,7 @@ class _Search:
 
     task: Task
     package: TaskPackage
-    levels: list[IsolationLevel]
+    ways: list[_Way]
     seconds: float = 0.0
     last: RolloutResult | None = None
     rewards: dict[str, list[float | None]] = field(
@@ -59,8 +62,8 @@ class _Search:
     )
 
     @property
-    def level(self) -> IsolationLevel | None:
-        return self.levels[0] if self.levels else None
+    def way(self) -> _Way | None:
+        return self.ways[0] if self.ways else None
 
 
 async def check_tasks(
@@ -105,24 +108,24 @@ class _Checker:
         searches = await self._searches()
         pending = list(searches.values())
         while pending:
-            by_level: dict[IsolationLevel, list[_Search]] = defaultdict(list)
+            by_way: dict[_Way, list[_Search]] = defaultdict(list)
             for search in pending:
-                if search.level is None:
+                if search.way is None:
                     yield self._unfit(search)
                 else:
-                    by_level[search.level].append(search)
+                    by_way[search.way].append(search)
             pending = list[_Search]()
-            for level, group in sorted(by_level.items(), key=lambda entry: _LADDER.index(entry[0])):
-                await self._try(group, level, "oracle", 1)
+            for way, group in sorted(by_way.items(), key=lambda entry: _LADDER.index(entry[0][0])):
+                await self._try(group, way, "oracle", 1)
                 passed = [search for search in group if _solved(search)]
                 for search in group:
                     if search not in passed:
-                        search.levels.pop(0)
+                        search.ways.pop(0)
                         pending.append(search)
-                await self._try(passed, level, "oracle", self.repeats)
-                await self._try(passed, level, "nop", self.repeats)
+                await self._try(passed, way, "oracle", self.repeats)
+                await self._try(passed, way, "nop", self.repeats)
                 for search in passed:
-                    yield self._found(search, level)
+                    yield self._found(search, way)
 
     async def _searches(self) -> dict[str, _Search]:
         """One search per task; refuses what cannot run at all, before anything starts."""
@@ -143,12 +146,12 @@ class _Checker:
             task = taskset.get_task(task_id)
             if task.package is not None:
                 levels = _levels(task.package, self.provider.capabilities())
-                found[task_id] = _Search(task, task.package, levels)
+                profiles = list(Hardening) if _by_script(task) else [Hardening.PLAIN]
+                ways = [(level, profile) for level in levels for profile in profiles]
+                found[task_id] = _Search(task, task.package, ways)
         return found
 
-    async def _try(
-        self, group: Iterable[_Search], level: IsolationLevel, agent: str, repeats: int
-    ) -> None:
+    async def _try(self, group: Iterable[_Search], way: _Way, agent: str, repeats: int) -> None:
         searches: Mapping[str, _Search] = {search.task.task_id: search for search in group}
         if not searches:
             return
@@ -161,7 +164,8 @@ class _Checker:
             task_ids=tuple(searches),
             limit=None,
             repeats=repeats,
-            isolation=level,
+            isolation=way[0],
+            hardening=way[1],
             agent_options={},
         )
         async with open_job(self.tasks, agent=agent, sandbox=self.provider, options=options) as (
@@ -175,7 +179,8 @@ class _Checker:
                     search.seconds += sum(result.timings.values())
                     search.last = result
 
-    def _found(self, search: _Search, level: IsolationLevel) -> TaskCheck:
+    def _found(self, search: _Search, way: _Way) -> TaskCheck:
+        level, hardening = way
         low, high = search.package.verifier.reward_range
         oracle, nop = search.rewards["oracle"], search.rewards["nop"]
         problem = ""
@@ -184,9 +189,10 @@ class _Checker:
         elif any(reward != low for reward in nop):
             problem = f"doing nothing scored {_shown(nop)}"
         if not problem:
-            compose.remember_level(search.package.digest, level)
+            compose.remember_level(search.package.digest, level, hardening)
+        profile = hardening if _by_script(search.task) else None
         return TaskCheck(
-            search.task.task_id, level, tuple(oracle), tuple(nop), search.seconds, problem
+            search.task.task_id, level, tuple(oracle), tuple(nop), search.seconds, problem, profile
         )
 
     def _unfit(self, search: _Search) -> TaskCheck:
@@ -197,6 +203,15 @@ class _Checker:
         elif last is not None:
             why += f"; at the last it scored {last.reward}"
         return TaskCheck(search.task.task_id, None, seconds=search.seconds, problem=why)
+
+
+def _by_script(task: Task) -> bool:
+    """Whether a script decides, and not our own runner or what the task's world names."""
+    package = task.package
+    if package is None or compose.grading(task).kind != "script":
+        return False
+    settings = [step.verifier for step in package.steps] or [package.verifier]
+    return any(one.grading is None or one.grading.runner is None for one in settings)
 
 
 def _levels(package: TaskPackage, can: Capabilities) -> list[IsolationLevel]:

@@ -26,7 +26,7 @@ from ramify.contracts.errors import ConfigError, UnsupportedError, UsageError
 from ramify.contracts.model import Model
 from ramify.contracts.reward import Described, Reward
 from ramify.contracts.sandbox import Capabilities, SandboxProvider, SandboxSpec
-from ramify.contracts.task import IsolationLevel, Task, Taskset
+from ramify.contracts.task import Hardening, IsolationLevel, ScriptProfile, Task, Taskset
 from ramify.contracts.tree import Fidelity
 from ramify.engine.job import JobPlan
 from ramify.engine.reading import JobRecord
@@ -72,6 +72,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         world: manifest of the world of tasks that name none.
         isolation: verify at this level; by default the one that `ramify tasks check` found, else
             `filesystem`.
+        hardening: run test scripts of other formats under this profile; by default the one that
+            `ramify tasks check` found at that level, else plain.
         shares_at_most: agent and verifier share no more than at this level, whatever was found.
         model: the policy, or its name, `provider/name`; the caller closes one that it made.
         base_url: where the model's endpoint is.
@@ -102,6 +104,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     image: str | None = None
     world: Path | None = None
     isolation: IsolationLevel | None = None
+    hardening: Hardening | None = None
     shares_at_most: IsolationLevel | None = None
     model: str | Model | None = None
     base_url: str | None = None
@@ -150,13 +153,15 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 class PlannedTask:
     """One task, ready to run.
 
-    `spec` is what its sandbox is made from, `isolation` how strictly it is verified, `rewards` what
-    does that at each level that a stage of it is verified at.
+    `spec` is what its sandbox is made from, `isolation` how strictly it is verified, `hardening`
+    what a test script of it is kept from, `rewards` what does that at each level that a stage of it
+    is verified at.
     """
 
     task: Task
     spec: SandboxSpec
     isolation: IsolationLevel
+    hardening: Hardening
     rewards: Mapping[IsolationLevel, Reward]
 
     @property
@@ -281,7 +286,9 @@ def _plan_tasks(
             spec = msgspec.structs.replace(spec, live=True)
         lacking.update(missing)
         level = _isolation(task, can, options)
-        entry = PlannedTask(task, spec, level, scorers.of(task, level))
+        profile = _profile(task, level, options)
+        rewards = scorers.of(task, level, profile)
+        entry = PlannedTask(task, spec, level, profile.hardening, rewards)
         compares_siblings(task, entry.final)  # refuses what cannot be, before anything starts
         planned[task.task_id] = entry
     return planned, lacking
@@ -370,6 +377,21 @@ def _isolation(task: Task, can: Capabilities, options: RunOptions) -> IsolationL
     return level if freezes or level is not IsolationLevel.FILESYSTEM else IsolationLevel.LIVE
 
 
+def _profile(task: Task, level: IsolationLevel, options: RunOptions) -> ScriptProfile:
+    """The caller's, else what was found at this level; a stricter one could break honest work."""
+    if options.hardening is not None:
+        why = "" if options.hardening is Hardening.ISOLATED else "asked for"
+        return ScriptProfile(options.hardening, why)
+    found = compose.remembered_hardening(task.package.digest) if task.package else None
+    if found is None or task.package is None:
+        return ScriptProfile()
+    if compose.remembered_level(task.package.digest) is not level:
+        return ScriptProfile(why=f"not checked at level {level.value}")
+    if found is Hardening.ISOLATED:
+        return ScriptProfile(found, "")
+    return ScriptProfile(why="`ramify tasks check` found no stricter one")
+
+
 def _config(
     taskset_id: str,
     planned: Mapping[str, PlannedTask],
@@ -379,6 +401,7 @@ def _config(
     options: RunOptions,
 ) -> dict[str, Any]:
     """Everything that may change a result; its hash decides whether a job is the same job."""
+    hardened = {k: e.hardening for k, e in planned.items() if e.hardening is not Hardening.PLAIN}
     return {
         "taskset": taskset_id,
         "tasks": {
@@ -396,6 +419,7 @@ def _config(
         "shuffle": options.shuffle,
         "image": options.image,
         "isolation": options.isolation,
+        **({"hardening": hardened} if hardened else {}),
         "rollout": msgspec.to_builtins(options.rollout),
         **({"branch": options.branch, "fidelity": options.fidelity} if options.branch else {}),
     }

@@ -12,7 +12,7 @@ from ramify.contracts.context import Clock
 from ramify.contracts.errors import ConfigError, UsageError
 from ramify.contracts.model import Model
 from ramify.contracts.reward import Reward
-from ramify.contracts.task import IsolationLevel, Task, TaskPackage
+from ramify.contracts.task import IsolationLevel, ScriptProfile, Task, TaskPackage
 from ramify.envs.stages import stage_levels
 
 POLICY = "policy"
@@ -32,14 +32,16 @@ class Scorers:
     judge: Model | None
     _made: dict[object, Reward] = field(default_factory=dict[object, Reward])
 
-    def of(self, task: Task, level: IsolationLevel) -> Mapping[IsolationLevel, Reward]:
-        """A scorer for each level that a stage of the task is verified at.
+    def of(
+        self, task: Task, level: IsolationLevel, profile: ScriptProfile
+    ) -> Mapping[IsolationLevel, Reward]:
+        """A scorer for each level that a stage of the task is verified at; scripts as `profile`.
 
         Raises: ConfigError (nothing says how it is scored), UsageError (a judge is needed).
         """
-        return {each: self._one(task, each) for each in stage_levels(task, level)}
+        return {each: self._one(task, each, profile) for each in stage_levels(task, level)}
 
-    def _one(self, task: Task, level: IsolationLevel) -> Reward:
+    def _one(self, task: Task, level: IsolationLevel, profile: ScriptProfile) -> Reward:
         if self.given is not None:
             return self.given
         package = task.package
@@ -51,9 +53,9 @@ class Scorers:
         how = compose.grading(task)
         if how.kind == "script":
             _check_script(package)
-        key = (None if how.kind == "script" else how, level)
+        key = (profile if how.kind == "script" else how, level)
         if key not in self._made:
-            self._made[key] = compose.grader(how, level, self.judge)
+            self._made[key] = compose.grader(how, level, profile, self.judge)
         return self._made[key]
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import msgspec
 
 from ramify.contracts.errors import ConfigError
-from ramify.contracts.task import IsolationLevel
+from ramify.contracts.task import Hardening, IsolationLevel
 
 
 class _Level(msgspec.Struct, frozen=True):
     digest: str
     level: IsolationLevel
+    hardening: Hardening = Hardening.PLAIN
 
 
 _decoder = msgspec.json.Decoder(_Level)
@@ -33,21 +34,32 @@ class LevelStore:
 
     def get(self, digest: str) -> IsolationLevel | None:
         """The remembered level, or None. A damaged file counts as nothing remembered."""
+        stored = self._stored(digest)
+        return stored.level if stored else None
+
+    def hardening(self, digest: str) -> Hardening | None:
+        """The profile remembered beside the level; plain where a record is older than profiles."""
+        stored = self._stored(digest)
+        return stored.hardening if stored else None
+
+    def _stored(self, digest: str) -> _Level | None:
         try:
             stored = _decoder.decode(self._file(digest).read_bytes())
         except (FileNotFoundError, msgspec.MsgspecError):
             # What is remembered can always be found again, so damage is no reason to stop.
             return None
-        return stored.level if stored.digest == digest else None
+        return stored if stored.digest == digest else None
 
-    def put(self, digest: str, level: IsolationLevel) -> None:
-        """Remember a level. Atomic: a reader sees the old file or the new one."""
+    def put(
+        self, digest: str, level: IsolationLevel, hardening: Hardening = Hardening.PLAIN
+    ) -> None:
+        """Remember a level and a profile. Atomic: a reader sees the old file or the new one."""
         target = self._file(digest)
         self._folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f"{digest}.", dir=self._folder)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(_Level(digest, level)))
+                file.write(msgspec.json.encode(_Level(digest, level, hardening)))
             os.replace(name, target)
         except BaseException:
             Path(name).unlink(missing_ok=True)

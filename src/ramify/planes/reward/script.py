@@ -14,7 +14,7 @@ from ramify.contracts.context import Context
 from ramify.contracts.errors import ConfigError, InfraError, InvalidRewardError, UnsupportedError
 from ramify.contracts.reward import RewardEvent, VerifyResult
 from ramify.contracts.sandbox import Sandbox
-from ramify.contracts.task import IsolationLevel, TaskPackage
+from ramify.contracts.task import IsolationLevel, ScriptProfile, TaskPackage
 from ramify.contracts.tree import RolloutNode
 from ramify.planes.reward.native.harness import CODE_USER
 from ramify.planes.reward.native.run import NativeRun, Outcome
@@ -54,10 +54,14 @@ class ScriptVerifier:
     Args:
         level: what agent and verifier share.
         prepare: brings a fresh sandbox to the task's start.
+        profile: what a script is kept from, where no runner of ours runs the tests.
     """
 
-    def __init__(self, level: IsolationLevel, prepare: Prepare) -> None:
+    def __init__(
+        self, level: IsolationLevel, prepare: Prepare, profile: ScriptProfile | None = None
+    ) -> None:
         self._level, self._prepare = level, prepare
+        self._profile = profile or ScriptProfile()
         self._baselines: dict[tuple[str, int | None], str | None] = {}
         self._baseline_turn = asyncio.Lock()
 
@@ -84,7 +88,7 @@ class ScriptVerifier:
     async def _verify(self, ctx: Context, package: TaskPackage, folder: Path) -> VerifyResult:
         level = _level(package, self._level)
         async with self._stage(ctx, package, level) as (sandbox, carried):
-            runs = _Runs(ctx, package, folder, carried.paths, level)
+            runs = _Runs(ctx, package, folder, carried.paths, level, self._profile)
             try:
                 tested = await runs.test(sandbox)
             finally:
@@ -147,7 +151,8 @@ class ScriptVerifier:
                 reason = None
                 async with fresh_sandbox(ctx, package, self._prepare) as sandbox:
                     try:
-                        await _Runs(ctx, package, folder, (), IsolationLevel.OUTPUTS).test(sandbox)
+                        level, profile = IsolationLevel.OUTPUTS, self._profile
+                        await _Runs(ctx, package, folder, (), level, profile).test(sandbox)
                     except InvalidRewardError as error:
                         reason = error.reason
                 self._baselines[key] = reason
@@ -166,6 +171,7 @@ class _Runs:
     folder: Path
     carried: Sequence[str]
     level: IsolationLevel
+    profile: ScriptProfile
 
     @property
     def distrusted(self) -> bool:
@@ -184,7 +190,10 @@ class _Runs:
             "network": str(sandbox.spec.network.mode),
             "tools": "shared with the agent" if self.distrusted else "pristine",
             "report_channel": "open to the code under test",
+            "profile": self.profile.hardening.value,
         }
+        if self.profile.why:
+            hardening["why"] = self.profile.why
         return Outcome(parsed, result, "in_process", hardening)
 
     async def wipe(self, sandbox: Sandbox) -> None:
@@ -209,7 +218,10 @@ class _Runs:
 
     def _script(self, sandbox: Sandbox) -> ScriptRun:
         live = self.level is IsolationLevel.LIVE
-        return ScriptRun(sandbox, self.ctx, self.package, self.folder, self.distrusted, live)
+        hardening = self.profile.hardening
+        return ScriptRun(
+            sandbox, self.ctx, self.package, self.folder, self.distrusted, live, hardening
+        )
 
 
 def _package(ctx: Context, level: IsolationLevel) -> TaskPackage:

@@ -16,7 +16,8 @@ from ramify.contracts.errors import (
 )
 from ramify.contracts.inside import TESTS_DIR, VERIFIER_LOGS_DIR, WORLD_FILE, shell_line
 from ramify.contracts.sandbox import MIB, ExecResult, Sandbox, TransferLimits
-from ramify.contracts.task import TaskPackage
+from ramify.contracts.task import Hardening, TaskPackage
+from ramify.planes.reward.profile import HOME_DIR, isolated_env, isolated_line
 from ramify.planes.reward.reports.cases import MAX_REPORT_BYTES
 from ramify.planes.reward.reports.grading import grade
 from ramify.planes.reward.reports.parse import parse_report
@@ -52,6 +53,7 @@ class ScriptRun:
         folder: where what it says is kept.
         distrusted: the file system was an agent's.
         live: processes of an agent go on in it.
+        hardening: what the script is kept from.
     """
 
     sandbox: Sandbox
@@ -60,6 +62,7 @@ class ScriptRun:
     folder: Path
     distrusted: bool
     live: bool = False
+    hardening: Hardening = Hardening.PLAIN
 
     async def to_reward(self) -> tuple[ParsedReward, ExecResult]:
         """Put the tests in place, run them and read the reward.
@@ -91,7 +94,8 @@ class ScriptRun:
     async def wipe(self) -> None:
         """Remove the tests and what they left."""
         async with scratch_folder(self.ctx) as empty:
-            for place in (TESTS_DIR, VERIFIER_LOGS_DIR):
+            homes = (HOME_DIR,) if self.hardening is Hardening.ISOLATED else ()
+            for place in (TESTS_DIR, VERIFIER_LOGS_DIR, *homes):
                 await self.sandbox.upload(empty, place, clear=True)
 
     async def _empty_logs(self) -> None:
@@ -111,6 +115,11 @@ class ScriptRun:
 
     async def _put(self, tests: Path | None) -> None:
         await self._empty_logs()
+        if self.hardening is Hardening.ISOLATED:
+            async with scratch_folder(self.ctx) as empty:
+                empty.chmod(0o755)
+                owner = self.package.verifier.user
+                await self.sandbox.upload(empty, HOME_DIR, owner=owner, clear=True)
         if tests is not None:
             await self.sandbox.upload(tests, TESTS_DIR, clear=True)
         state = self.ctx.artifacts / WORLD_FILE
@@ -128,11 +137,17 @@ class ScriptRun:
                 )
             command = ("bash", f"{TESTS_DIR}/test.sh")
         own = has_own_image(self.package)
+        line, env = shell_line(command), settings.env if own else {"PATH": self._path()}
+        if self.hardening is Hardening.ISOLATED:
+            line = isolated_line(line, settings.env)
+            image = self.ctx.image
+            given = {**(image.env if image and not own else {}), **self.sandbox.spec.env}
+            env = {**env, **isolated_env(given, self.ctx.workdir)}
         return await self.sandbox.exec(
-            shell_line(command),
+            line,
             user=settings.user or "root",
             cwd=None if own else self.ctx.workdir,
-            env=settings.env if own else {"PATH": self._path(), **settings.env},
+            env={**env, **settings.env},
             timeout_sec=self._timeout_sec(),
             output_limit=_OUTPUT_LIMIT,
             kill_leftovers=True,

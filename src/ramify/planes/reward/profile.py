@@ -1,0 +1,49 @@
+"""What the `isolated` profile changes about the run of a test script of another format."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+
+from ramify.contracts.inside import inside
+
+HOME_DIR = "/logs/home"
+"""The home of isolated tests: emptied before they start, and theirs."""
+
+_UNSET = (
+    *("BASH_ENV", "ENV", "PYTHONSTARTUP", "PYTHONHOME", "NODE_OPTIONS", "PERL5OPT", "RUBYOPT"),
+    *("XDG_CONFIG_HOME", "XDG_DATA_HOME", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"),
+)
+# Plugins of pytest stay: who can plant one where it is found can replace pytest itself there, and
+# scripts that want `--ctrf` need theirs. The global configuration of git is the empty home's;
+# `git config --global` as root would rename a file over /dev/null, were it that.
+_SET = {
+    "PYTHONSAFEPATH": "1",
+    "PYTHONNOUSERSITE": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_COUNT": "2",
+    "GIT_CONFIG_KEY_0": "core.fsmonitor",
+    "GIT_CONFIG_VALUE_0": "false",
+    "GIT_CONFIG_KEY_1": "core.hooksPath",
+    "GIT_CONFIG_VALUE_1": "/dev/null",
+}
+
+
+def isolated_env(given: Mapping[str, str], workdir: str) -> dict[str, str]:
+    """Variables of isolated tests; `given` are those of the sandbox.
+
+    Of a PYTHONPATH stays what lies outside the work directory. A Python before 3.11 does not know
+    PYTHONSAFEPATH.
+    """
+    root = posixpath.normpath(workdir)
+    entries = [posixpath.normpath(each) for each in given.get("PYTHONPATH", "").split(":") if each]
+    kept = [e for e in entries if posixpath.isabs(e) and e != root and not e.startswith(f"{root}/")]
+    return {**_SET, "PYTHONPATH": ":".join(kept)}
+
+
+def isolated_line(line: str, declared: Mapping[str, str]) -> str:
+    """The command line `line` in an empty home, without start-up files but `declared` ones."""
+    gone = " ".join(name for name in _UNSET if name not in declared)
+    home = "" if "HOME" in declared else f"export HOME={inside(HOME_DIR)}; "
+    return f"unset {gone}; {home}{line}"
