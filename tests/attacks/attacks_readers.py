@@ -10,7 +10,7 @@ from xml.sax import handler, make_parser
 from attack_cases import INVALID, LOW, Attack
 from attack_ground import Ground
 from attack_tasks import ANSWER, REPORT, Pays, on_task
-from attacks_reward_file import BROKEN_B, A, B, alone, tested
+from attacks_reward_file import BROKEN_B, A, B, alone, report, tested
 
 from ramify.contracts.context import Context
 
@@ -118,5 +118,7 @@ REPORTS = [
             INVALID, pays=_resolves),
     on_task("R19i", "a failed test among a million that nobody expects", REPORT, MILLION, *LOW,
             pays=_drowns),
+    on_task("R19j", "a suite that holds more tests than it states", REPORT,
+            report(A, B, tests=1), INVALID),
 ]  # fmt: skip
 ATTACKS: list[Attack] = [*FILES, *REPORTS]
