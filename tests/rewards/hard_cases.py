@@ -260,7 +260,7 @@ class TestBounds(unittest.TestCase):
         self.assertEqual(caught.exception.kind, "timeout")
         deadline = time.monotonic() + 5
         while processes() > before and time.monotonic() < deadline: time.sleep(0.01)
-        self.assertEqual(processes(), before)
+        self.assertLessEqual(processes(), before)  # what started the tests may have ended
 
     def test_memory(self):
         with self.assertRaises(CallFailed) as caught:
