@@ -38,9 +38,8 @@ mkdir -p /opt/build
 echo 'sed -i s/-1/3/ stats.py' > /opt/build/solve.sh
 """
 WEAK_TEST = """
-import os, sys, unittest
-sys.path.append(os.getcwd())
-from stats import total
+import unittest
+from stats import total  # from the work directory, so these tests cannot run isolated
 
 class TestTotal(unittest.TestCase):
     def test_total(self):

@@ -53,7 +53,9 @@ def fetched(projects: Path, name: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if name != "iniconfig":  # that one needs Python alone
             subprocess.run([_SCRIPT, "--tools"], check=True, capture_output=True)
-        subprocess.run([_SCRIPT, projects, name], check=True, capture_output=True)
+        if not (there := projects / f"{name}.fetched").exists():  # another worker may verify it now
+            subprocess.run([_SCRIPT, projects, name], check=True, capture_output=True)
+            there.touch()
     return projects / name
 
 
@@ -138,7 +140,8 @@ def test_steps_of_a_real_project_cannot_write_where_they_must_not(
         ]
     ):
         repo = tmp_path / f"repo-{number}"
-        subprocess.run([*git, "clone", "-q", source, repo], check=True)
+        # With links shared, a commit in one would touch the time of objects in the other.
+        subprocess.run([*git, "clone", "-q", "--no-hardlinks", source, repo], check=True)
         (repo / "agent.yaml").write_text(
             f"verification:\n  repo_write: {mode}\n  steps:\n"
             f"    - {{name: bad, command: '{command}'}}\n    - {{name: after, command: 'true'}}\n"
