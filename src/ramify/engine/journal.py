@@ -276,7 +276,7 @@ class Journal:
             self._ragged = True
             _write_at(self._handle, batch.buffer, self._written)
             self._ragged = False
-        except Exception:
+        except Exception:  # raised again; the batch goes back, so that nothing is lost
             with self._lock:
                 self._next.put_back(batch)
             if self._ragged:
