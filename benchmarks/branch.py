@@ -27,7 +27,13 @@ from typing import Any, Self, TypeVar
 
 from ramify.contracts.errors import RamifyError
 from ramify.contracts.frozen import Freezable, Snapshottable
-from ramify.contracts.sandbox import Process, Sandbox, SandboxImage, SandboxProvider, SandboxSpec
+from ramify.contracts.process import Process
+from ramify.contracts.sandbox import (
+    Sandbox,
+    SandboxImage,
+    SandboxProvider,
+    SandboxSpec,
+)
 from ramify.planes.sandbox.local import LocalProvider
 from sandbox import Engine, find_engine
 

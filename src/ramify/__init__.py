@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ramify.envs.check import check_tasks as check_tasks
     from ramify.envs.live import LiveRollout as LiveRollout
     from ramify.envs.live import open_rollout as open_rollout
-    from ramify.envs.plan import RunOptions as RunOptions
+    from ramify.envs.options import RunOptions as RunOptions
     from ramify.envs.rescore import score_records as score_records
     from ramify.envs.run import JobReport as JobReport
     from ramify.envs.run import run as run
@@ -114,7 +114,7 @@ _MODULES = {
     "engine.summary": ("JobSummary",),
     "envs.check": ("check_tasks",),
     "envs.live": ("LiveRollout", "open_rollout"),
-    "envs.plan": ("RunOptions",),
+    "envs.options": ("RunOptions",),
     "envs.rescore": ("score_records",),
     "envs.run": ("JobReport", "run", "stream"),
     "envs.score": ("score_job",),

@@ -16,7 +16,7 @@ from ramify.contracts.config import RolloutConfig
 from ramify.contracts.events import LogEvent
 from ramify.edges.outbound.records import read_messages
 from ramify.engine.reading import read_events, read_results
-from ramify.envs.plan import RunOptions
+from ramify.envs.options import RunOptions
 from ramify.envs.run import run
 from ramify.kernel.trajectory import trajectories
 from ramify.kernel.tree import tree_from_events

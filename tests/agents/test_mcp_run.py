@@ -8,7 +8,7 @@ import pytest
 
 from ramify.contracts.config import RolloutConfig, SkillMode
 from ramify.engine.reading import read_events
-from ramify.envs.plan import RunOptions
+from ramify.envs.options import RunOptions
 from ramify.envs.run import run
 from ramify.kernel.trajectory import trajectories
 from ramify.kernel.tree import tree_from_events

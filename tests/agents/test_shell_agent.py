@@ -14,7 +14,8 @@ import pytest
 
 from ramify.contracts.agent import StopReason
 from ramify.contracts.errors import AgentError, ConfigError, UsageError
-from ramify.contracts.sandbox import PtySize, SandboxSpec
+from ramify.contracts.process import PtySize
+from ramify.contracts.sandbox import SandboxSpec
 from ramify.contracts.task import Task
 from ramify.planes.agent.shell import ShellAgent
 from ramify.planes.agent.terminal import Terminal

@@ -23,7 +23,7 @@ from ramify.contracts.environment import Environment
 from ramify.contracts.errors import ConfigError, EnvironmentFailed
 from ramify.contracts.messages import Message
 from ramify.contracts.model import Model
-from ramify.contracts.sandbox import Process
+from ramify.contracts.process import Process
 from ramify.contracts.task import McpServer, Task
 from ramify.engine.clock import SystemClock
 from ramify.planes.agent.mcp import Patience, connect_mcp

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ramify.contracts.events import AnyEvent, CheckpointEvent, NodeEvent, Observer, PhaseEvent
 from ramify.contracts.tree import Step
-from ramify.envs.plan import RunOptions
+from ramify.envs.options import RunOptions
 from ramify.envs.run import open_job
 
 TASKS = Path(__file__).parent / "tasks"

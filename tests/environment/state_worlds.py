@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ramify.contracts.drivers import StateDriver
-from ramify.contracts.sandbox import Endpoint, Process, Sandbox
+from ramify.contracts.process import Process
+from ramify.contracts.sandbox import (
+    Endpoint,
+    Sandbox,
+)
 from ramify.planes.environment.records import StateSpec
 from ramify.planes.environment.state.make import make_driver
 from ramify.testing.conformance_state import NumberWriter, StateBench

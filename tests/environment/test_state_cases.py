@@ -22,7 +22,12 @@ from state_worlds import (
 )
 
 from ramify.contracts.errors import EnvironmentFailed, UnsupportedError
-from ramify.contracts.sandbox import BuildSpec, Process, Sandbox, SandboxSpec
+from ramify.contracts.process import Process
+from ramify.contracts.sandbox import (
+    BuildSpec,
+    Sandbox,
+    SandboxSpec,
+)
 from ramify.planes.environment.records import StateSpec
 from ramify.planes.sandbox.local import LocalProvider
 

@@ -27,7 +27,7 @@ from ramify.contracts.errors import (
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.task import Task
 from ramify.contracts.tree import Outcome
-from ramify.envs.plan import RunOptions
+from ramify.envs.options import RunOptions
 from ramify.envs.worlds import DeclaredWorld, WorldChoice, open_world
 from ramify.planes.environment.hidden import is_hidden, split_directory
 from ramify.tasks.package import read_task

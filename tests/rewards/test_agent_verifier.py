@@ -15,7 +15,7 @@ from ramify.contracts.errors import ConfigError, ModelRefusedError, UsageError
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.tree import Outcome
 from ramify.engine.reading import read_results
-from ramify.envs.plan import RunOptions
+from ramify.envs.options import RunOptions
 from ramify.envs.run import run
 from ramify.planes.reward.agent_verdict import UnusableAnswerError, read_verdict
 from ramify.testing.openai_server import OpenAIServer

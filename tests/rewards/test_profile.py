@@ -12,7 +12,7 @@ from ramify.contracts.reward import VerifyResult
 from ramify.contracts.sandbox import SandboxSpec
 from ramify.contracts.task import Hardening, IsolationLevel, ScriptProfile
 from ramify.envs.check import TaskCheck, check_tasks
-from ramify.envs.plan import RunOptions
+from ramify.envs.options import RunOptions
 from ramify.planes.agent.program import ProgramAgent
 from ramify.planes.environment.package import provision_package
 from ramify.planes.reward.script import ScriptVerifier

@@ -12,7 +12,12 @@ import pytest
 from ramify.contracts.config import ramify_home
 from ramify.contracts.errors import UnsupportedError
 from ramify.contracts.frozen import Snapshottable
-from ramify.contracts.sandbox import Process, Sandbox, SandboxImage, SandboxSpec
+from ramify.contracts.process import Process
+from ramify.contracts.sandbox import (
+    Sandbox,
+    SandboxImage,
+    SandboxSpec,
+)
 from ramify.planes.sandbox.local import LocalProvider
 
 LIVE = SandboxSpec(host_root=True, live=True)

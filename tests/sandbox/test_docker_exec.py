@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from ramify.contracts.errors import SandboxError, SandboxLostError
-from ramify.contracts.sandbox import Limits, PtySize, Sandbox, SandboxSpec
+from ramify.contracts.process import PtySize
+from ramify.contracts.sandbox import (
+    Limits,
+    Sandbox,
+    SandboxSpec,
+)
 from ramify.planes.sandbox.docker import DockerProvider
 from ramify.planes.sandbox.docker.client import EngineClient
 

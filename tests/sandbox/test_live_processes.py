@@ -11,7 +11,7 @@ import pytest_asyncio
 from live_parts import LIVE, ask, attached, captured, children, lines, live_provider, python
 
 from ramify.contracts.errors import SandboxLostError
-from ramify.contracts.sandbox import PtySize
+from ramify.contracts.process import PtySize
 from ramify.contracts.streams import ByteReader, ByteWriter
 from ramify.planes.sandbox.local import LocalProvider
 

@@ -15,12 +15,12 @@ import pytest
 import pytest_asyncio
 
 from ramify.contracts.errors import SandboxLostError, UnsupportedError
+from ramify.contracts.process import PtySize
 from ramify.contracts.sandbox import (
     MIB,
     Limits,
     NetworkMode,
     NetworkPolicy,
-    PtySize,
     Sandbox,
     SandboxSpec,
 )

@@ -18,9 +18,9 @@ from ramify import compose
 from ramify.contracts.config import ramify_home
 from ramify.contracts.context import Context
 from ramify.contracts.frozen import Freezable, Snapshottable
+from ramify.contracts.process import Process
 from ramify.contracts.sandbox import (
     Limits,
-    Process,
     Sandbox,
     SandboxImage,
     SandboxProvider,

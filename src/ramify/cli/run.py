@@ -29,7 +29,7 @@ from ramify.contracts.task import IsolationLevel
 from ramify.contracts.tree import Fidelity, Outcome
 from ramify.engine.cancel import Cancellation
 from ramify.engine.summary import JobSummary
-from ramify.envs.plan import RunOptions
+from ramify.envs.options import RunOptions
 from ramify.envs.run import open_job
 
 

@@ -21,7 +21,7 @@ from ramify.cli.present import (
 from ramify.cli.streaming import watch
 from ramify.contracts.errors import UsageError
 from ramify.contracts.task import IsolationLevel
-from ramify.envs.plan import RunOptions
+from ramify.envs.options import RunOptions
 from ramify.envs.rescore import score_records
 from ramify.envs.score import ScoreReport, score_job
 from ramify.envs.tallies import Tallies

@@ -24,7 +24,7 @@ from ramify.engine.cancel import Cancellation
 from ramify.engine.clock import SystemClock
 from ramify.engine.observe import FanOut, LoggingObserver
 from ramify.envs.monitor import Monitor, Watched, WatchSummary
-from ramify.envs.plan import RunOptions
+from ramify.envs.options import RunOptions
 from ramify.envs.recorded import Surroundings
 from ramify.envs.rubrics import load_reward
 from ramify.envs.tail import STANDARD_INPUT, tail

@@ -18,7 +18,7 @@ from ramify.contracts.errors import UsageError
 from ramify.contracts.task import Task, Taskset
 from ramify.envs.attacks import AttackCheck, attack_tasks
 from ramify.envs.check import TaskCheck, check_tasks
-from ramify.envs.plan import RunOptions
+from ramify.envs.options import RunOptions
 from ramify.tasks.scaffold import init_task
 
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from ramify.contracts.sandbox import NetworkPolicy, Process, Sandbox, SandboxImage, SandboxSpec
+from ramify.contracts.process import Process
+from ramify.contracts.sandbox import (
+    NetworkPolicy,
+    Sandbox,
+    SandboxImage,
+    SandboxSpec,
+)
 
 
 @runtime_checkable

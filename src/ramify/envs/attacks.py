@@ -19,7 +19,7 @@ from ramify.contracts.result import RolloutResult
 from ramify.contracts.sandbox import SandboxProvider
 from ramify.contracts.task import Task, Taskset
 from ramify.contracts.tree import Outcome
-from ramify.envs.plan import RunOptions
+from ramify.envs.options import RunOptions
 from ramify.envs.run import open_job
 
 

@@ -18,7 +18,7 @@ from ramify import compose
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.sandbox import Capabilities, SandboxProvider
 from ramify.contracts.task import Hardening, IsolationLevel, Task, TaskPackage, Taskset
-from ramify.envs.plan import RunOptions
+from ramify.envs.options import RunOptions
 from ramify.envs.run import open_job
 
 _LADDER = tuple(IsolationLevel)

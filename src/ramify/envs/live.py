@@ -19,7 +19,7 @@ from ramify.contracts.reward import Reward, VerifyResult
 from ramify.contracts.sandbox import Sandbox, SandboxProvider
 from ramify.contracts.task import Taskset
 from ramify.contracts.tree import RolloutNode, StepKind
-from ramify.envs.plan import RunOptions
+from ramify.envs.options import RunOptions
 from ramify.envs.run import open_stand
 from ramify.kernel.cut import Cut
 from ramify.kernel.grow import begin

@@ -37,7 +37,8 @@ from ramify.engine.reading import JobReader, JobRecord, read_job
 from ramify.engine.revisions import LeafScore, Overlay, Revision, comparable
 from ramify.engine.store import Store
 from ramify.engine.summary import summarise
-from ramify.envs.plan import RunOptions, versions
+from ramify.envs.options import RunOptions
+from ramify.envs.plan import versions
 from ramify.envs.recorded import RecordedRollout, Surroundings, read_rollout, score_together
 from ramify.envs.rubrics import describe_reward, load_reward
 from ramify.envs.run import JobReport

@@ -28,7 +28,14 @@ from ramify.engine.redact import Redactor
 from ramify.engine.revisions import Revisions
 from ramify.engine.store import Store
 from ramify.engine.summary import JobSummary
-from ramify.envs.plan import PLANNED, RunOptions, RunPlan, plan_run
+from ramify.envs.options import (
+    PLANNED,
+    RunOptions,
+)
+from ramify.envs.plan import (
+    RunPlan,
+    plan_run,
+)
 from ramify.envs.planned import PlannedBranches
 from ramify.envs.recorded import Surroundings
 from ramify.envs.rubrics import compares_siblings

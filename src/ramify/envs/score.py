@@ -16,7 +16,7 @@ from ramify.contracts.sandbox import SandboxProvider
 from ramify.contracts.task import IsolationLevel
 from ramify.engine.reading import read_job, read_results
 from ramify.engine.summary import JobSummary, summarise
-from ramify.envs.plan import RunOptions
+from ramify.envs.options import RunOptions
 from ramify.envs.run import JobReport, run
 
 

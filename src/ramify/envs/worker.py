@@ -12,7 +12,11 @@ from ramify.contracts.events import Observer
 from ramify.contracts.result import RolloutResult, WorkItem
 from ramify.contracts.task import TaskPackage
 from ramify.engine.store import Store
-from ramify.envs.plan import PLANNED, PlannedTask, RunPlan
+from ramify.envs.options import PLANNED
+from ramify.envs.plan import (
+    PlannedTask,
+    RunPlan,
+)
 from ramify.envs.planned import PlannedBranches
 from ramify.envs.stages import stages_of
 from ramify.kernel.places import Extra

@@ -9,7 +9,14 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 from ramify.contracts.errors import SandboxError, SandboxLostError
-from ramify.contracts.sandbox import MIB, Process, PtySize, Sandbox
+from ramify.contracts.process import (
+    Process,
+    PtySize,
+)
+from ramify.contracts.sandbox import (
+    MIB,
+    Sandbox,
+)
 from ramify.testing.check import CheckSkipped, ConformanceError, check, equal, raises, require
 from ramify.testing.sandbox_bench import (
     SandboxBench,

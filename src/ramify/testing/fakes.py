@@ -26,6 +26,10 @@ from pathlib import Path
 import msgspec
 
 from ramify.contracts.errors import SandboxError, SandboxLostError, UnsupportedError
+from ramify.contracts.process import (
+    Process,
+    PtySize,
+)
 from ramify.contracts.sandbox import (
     MIB,
     Capabilities,
@@ -33,8 +37,6 @@ from ramify.contracts.sandbox import (
     ExecResult,
     NetworkMode,
     ProbeReport,
-    Process,
-    PtySize,
     SandboxImage,
     SandboxSpec,
     TransferLimits,

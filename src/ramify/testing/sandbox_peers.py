@@ -7,7 +7,12 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from ramify.contracts.sandbox import Endpoint, ExecResult, Process, Sandbox
+from ramify.contracts.process import Process
+from ramify.contracts.sandbox import (
+    Endpoint,
+    ExecResult,
+    Sandbox,
+)
 from ramify.testing.check import equal, require
 from ramify.testing.sandbox_bench import need_program, sh
 

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ramify.contracts.errors import SandboxLostError
-from ramify.contracts.sandbox import KnowsMemory, Process, Sandbox
+from ramify.contracts.process import (
+    KnowsMemory,
+    Process,
+)
+from ramify.contracts.sandbox import Sandbox
 
 TIMED_OUT = 124
 

@@ -17,7 +17,11 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from ramify.contracts.context import Context
 from ramify.contracts.errors import ConfigError, SandboxError
-from ramify.contracts.sandbox import Endpoint, Process, Sandbox
+from ramify.contracts.process import Process
+from ramify.contracts.sandbox import (
+    Endpoint,
+    Sandbox,
+)
 from ramify.contracts.streams import ByteReader, ByteWriter
 from ramify.planes.agent.session import agent_user
 

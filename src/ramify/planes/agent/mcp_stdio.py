@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from ramify.contracts.context import Context
 from ramify.contracts.errors import SandboxLostError
 from ramify.contracts.frozen import Snapshottable
-from ramify.contracts.sandbox import Process, Sandbox
+from ramify.contracts.process import Process
+from ramify.contracts.sandbox import Sandbox
 from ramify.contracts.task import McpServer
 from ramify.planes.agent.mcp_wire import MAX_MESSAGE, McpError
 from ramify.planes.agent.session import agent_user

@@ -13,7 +13,11 @@ from ramify.contracts.agent import AgentCapabilities, Checkpointable, StopReason
 from ramify.contracts.context import Context
 from ramify.contracts.errors import ConfigError, SandboxLostError
 from ramify.contracts.frozen import Snapshottable
-from ramify.contracts.sandbox import MIB, Process, Sandbox
+from ramify.contracts.process import Process
+from ramify.contracts.sandbox import (
+    MIB,
+    Sandbox,
+)
 from ramify.contracts.tree import Fidelity
 from ramify.planes.agent.session import (
     Observation,

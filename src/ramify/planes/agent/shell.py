@@ -14,7 +14,11 @@ from ramify.contracts.context import Context
 from ramify.contracts.errors import AgentError, UnsupportedError
 from ramify.contracts.frozen import Snapshottable
 from ramify.contracts.inside import shell_line
-from ramify.contracts.sandbox import Process, PtySize, Sandbox
+from ramify.contracts.process import (
+    Process,
+    PtySize,
+)
+from ramify.contracts.sandbox import Sandbox
 from ramify.contracts.tree import Fidelity
 from ramify.planes.agent.dialogue import Line, load_dialogue
 from ramify.planes.agent.session import (

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from ramify.contracts.errors import UsageError
-from ramify.contracts.sandbox import PtySize
+from ramify.contracts.process import PtySize
 
 
 class Terminal:

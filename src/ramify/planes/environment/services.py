@@ -11,7 +11,8 @@ from pathlib import Path
 from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.errors import EnvironmentFailed, SandboxError, UnsupportedError
 from ramify.contracts.frozen import Snapshottable
-from ramify.contracts.sandbox import Process, Sandbox
+from ramify.contracts.process import Process
+from ramify.contracts.sandbox import Sandbox
 from ramify.planes.environment.records import ServiceSpec
 from ramify.planes.environment.servicelog import ServiceLog, last_lines
 from ramify.planes.environment.sockets import listeners

@@ -18,7 +18,12 @@ from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.context import Context
 from ramify.contracts.errors import ConfigError, InfraError, InvalidRewardError, UnsupportedError
 from ramify.contracts.inside import TESTS_DIR, WORLD_FILE
-from ramify.contracts.sandbox import MIB, ExecResult, Process, Sandbox
+from ramify.contracts.process import Process
+from ramify.contracts.sandbox import (
+    MIB,
+    ExecResult,
+    Sandbox,
+)
 from ramify.contracts.task import TaskPackage, TestGrading
 from ramify.planes.reward.native.canaries import Canaries, make_canaries
 from ramify.planes.reward.native.events import Heard, read_events

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ramify.contracts.errors import SandboxError, SandboxLostError
-from ramify.contracts.sandbox import ExecResult, PtySize
+from ramify.contracts.process import PtySize
+from ramify.contracts.sandbox import ExecResult
 from ramify.planes.sandbox.capture import Capture
 from ramify.planes.sandbox.docker.link import Channel, Event, Link
 

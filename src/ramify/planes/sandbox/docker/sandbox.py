@@ -11,6 +11,10 @@ import ramify.planes.sandbox.docker.commands as commands
 import ramify.planes.sandbox.docker.streams as streams
 import ramify.planes.sandbox.docker.trees as trees
 from ramify.contracts.errors import SandboxError, SandboxLostError, UnsupportedError
+from ramify.contracts.process import (
+    Process,
+    PtySize,
+)
 from ramify.contracts.sandbox import (
     MIB,
     Capabilities,
@@ -18,8 +22,6 @@ from ramify.contracts.sandbox import (
     ExecResult,
     NetworkMode,
     NetworkPolicy,
-    Process,
-    PtySize,
     SandboxImage,
     SandboxSpec,
     TransferLimits,

@@ -9,7 +9,8 @@ from functools import partial
 from typing import NamedTuple
 
 from ramify.contracts.errors import SandboxLostError
-from ramify.contracts.sandbox import ExecResult, PtySize
+from ramify.contracts.process import PtySize
+from ramify.contracts.sandbox import ExecResult
 from ramify.planes.sandbox.local.control import Control, Reply
 from ramify.planes.sandbox.local.job import Request, RunningJob, exec_message, exit_code
 from ramify.planes.sandbox.local.spawned import LocalProcess, started

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ramify.contracts.sandbox import PtySize
+from ramify.contracts.process import PtySize
 from ramify.planes.sandbox.local.control import Control, Reply
 from ramify.planes.sandbox.local.wire import Message
 from ramify.planes.sandbox.processes import KILL_DEADLINE_SEC

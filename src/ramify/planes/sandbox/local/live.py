@@ -20,7 +20,8 @@ from ramify.contracts.errors import (
     SandboxStartError,
     UnsupportedError,
 )
-from ramify.contracts.sandbox import Process, SandboxImage
+from ramify.contracts.process import Process
+from ramify.contracts.sandbox import SandboxImage
 from ramify.planes.sandbox.local.captor import FACTS
 from ramify.planes.sandbox.local.commands import Collected, Pipes, Spawned
 from ramify.planes.sandbox.local.control import Reply

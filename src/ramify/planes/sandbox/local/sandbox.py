@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ramify.contracts.errors import SandboxError, SandboxLostError, UnsupportedError
+from ramify.contracts.process import (
+    Process,
+    PtySize,
+)
 from ramify.contracts.sandbox import (
     MIB,
     Capabilities,
     Endpoint,
     ExecResult,
     NetworkPolicy,
-    Process,
-    PtySize,
     SandboxImage,
     SandboxSpec,
     TransferLimits,

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 
 from ramify.contracts.errors import SandboxError, SandboxLostError
-from ramify.contracts.sandbox import PtySize
+from ramify.contracts.process import PtySize
 from ramify.planes.sandbox.inside import resize_terminal
 from ramify.planes.sandbox.local.job import Request, RunningJob, exit_code
 from ramify.planes.sandbox.local.streams import FdReader, FdWriter
