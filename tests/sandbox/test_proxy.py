@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from ramify.contracts.errors import ConfigError
 from ramify.contracts.sandbox import NetworkMode, NetworkPolicy
-from ramify.planes.sandbox.egress import compile_rules, is_public, reachable
+from ramify.planes.sandbox.egress import MachineResolver, compile_rules, is_public, reachable
 from ramify.planes.sandbox.proxy import EgressProxy
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -241,8 +242,87 @@ async def test_idle_connections_are_closed() -> None:
 
 
 async def test_connections_are_limited() -> None:
-    proxy = EgressProxy(NetworkPolicy(mode=NetworkMode.OPEN), max_connections=0)
+    policy = NetworkPolicy(mode=NetworkMode.OPEN)
+    proxy = EgressProxy(policy, max_connections=0, max_waiting=0)
     assert (await talk(proxy, b"")).startswith(b"HTTP/1.1 503 ")
+
+
+async def test_connections_beyond_the_limit_wait_for_their_turn() -> None:
+    begun, peak = 0, 0
+    both = asyncio.Event()
+
+    async def registry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal begun, peak
+        begun += 1
+        peak = max(peak, begun)
+        await reader.readuntil(b"\r\n\r\n")
+        if begun == 2:
+            both.set()
+        await both.wait()
+        begun -= 1
+        writer.write(OK)
+
+    async with serving(registry) as port:
+        proxy = EgressProxy(allow(f"127.0.0.1:{port}"), max_connections=2)
+        request = b"GET http://127.0.0.1:%d/ HTTP/1.1\r\n\r\n" % port
+        async with serving(proxy.handle) as front:
+
+            async def fetch() -> bytes:
+                reader, writer = await asyncio.open_connection("127.0.0.1", front)
+                writer.write(request)
+                try:
+                    return await reader.read()
+                finally:
+                    writer.close()
+
+            async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+                fetched = [group.create_task(fetch()) for _ in range(100)]
+    assert all(task.result().endswith(b"hi") for task in fetched)
+    assert peak == 2
+
+
+async def test_many_connections_at_once_share_one_lookup_that_may_be_slow() -> None:
+    """As in `npm install`: each of a hundred tunnels would wait behind the lookups of others."""
+    answer, looked_up = threading.Event(), 0
+
+    def slow(host: str, port: int) -> list[str]:
+        nonlocal looked_up
+        looked_up += 1
+        answer.wait(30)
+        return ["127.0.0.1"]
+
+    async with serving(Web(OK)) as port:
+        proxy = EgressProxy(allow(f"registry.example:{port}"), resolver=MachineResolver(slow))
+        connect = b"CONNECT registry.example:%d HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n" % port
+        async with serving(proxy.handle) as front, asyncio.timeout(60):
+            peers = [await asyncio.open_connection("127.0.0.1", front) for _ in range(100)]
+            for _reader, writer in peers:
+                writer.write(connect)
+                await writer.drain()
+            peers.pop()[1].close()  # who leaves does not take the answer from the others
+            await asyncio.sleep(0.1)
+            answer.set()
+            for reader, writer in peers:
+                assert (await reader.read()).endswith(b"hi")
+                writer.close()
+            assert (await talk(proxy, connect)).endswith(b"hi")
+    assert looked_up == 1
+
+
+async def test_a_failed_lookup_is_not_remembered() -> None:
+    answers: list[list[str]] = [[], ["127.0.0.1"]]
+
+    def flaky(host: str, port: int) -> list[str]:
+        found = answers.pop(0)
+        if not found:
+            raise OSError("the name server does not answer")
+        return found
+
+    resolver = MachineResolver(flaky)
+    with pytest.raises(OSError, match="does not answer"):
+        await resolver("a.example", 1)
+    assert await resolver("a.example", 1) == ["127.0.0.1"]
+    assert await resolver("a.example", 1) == ["127.0.0.1"]
 
 
 async def test_denied_hosts_get_one_clear_line_and_are_recorded() -> None:

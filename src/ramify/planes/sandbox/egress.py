@@ -18,8 +18,13 @@ Address = IPv4Address | IPv6Address
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 """From host and port to addresses, as text. Raises OSError."""
 
+LookUp = Callable[[str, int], list[str]]
+"""The same, blocking."""
+
 _HOST = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _LOOKUPS = 4
+_KEPT_SEC = 30.0
+_MOST_KEPT = 256
 _NAT64 = IPv6Network("64:ff9b::/96")
 _DOCUMENTATION = "192.0.2.1"  # no machine has it
 
@@ -118,19 +123,53 @@ class MachineResolver:
     """Asks the machine's own resolver, in threads of its own.
 
     A lookup can take as long as a hostile name server likes; here it can hold up only the lookups
-    of the same sandbox. The threads end with the object.
+    of the same sandbox. Whoever asks for a name that is being looked up waits for that answer, and
+    answers are kept for half a minute: a package manager opens a hundred connections to one host
+    at once, and one slow lookup for each would leave the last without an answer in time. The
+    threads end with the object.
+
+    Args:
+        look_up: the machine's own resolver; blocks, raises OSError.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, look_up: LookUp | None = None) -> None:
+        self._look_up = look_up or _addresses
         self._threads = ThreadPoolExecutor(_LOOKUPS, "ramify-dns")
+        self._asked: dict[tuple[str, int], asyncio.Future[list[str]]] = {}
+        self._kept: dict[tuple[str, int], tuple[float, list[str]]] = {}
 
     async def __call__(self, host: str, port: int) -> list[str]:
         """The addresses of a host, in order of preference. Raises: OSError."""
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(
-            self._threads, partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        )
-        return list(dict.fromkeys(str(item[4][0]) for item in found))
+        until, found = self._kept.get((host, port), (0.0, []))
+        if loop.time() < until:
+            return list(found)
+        asked = self._asked.get((host, port))
+        if asked is None:
+            asked = loop.run_in_executor(self._threads, self._look_up, host, port)
+            self._asked[host, port] = asked
+            asked.add_done_callback(partial(self._answered, loop, (host, port)))
+        # Who gives up waiting does not take the answer from the others.
+        return list(await asyncio.shield(asked))
+
+    def _answered(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        name: tuple[str, int],
+        asked: asyncio.Future[list[str]],
+    ) -> None:
+        del self._asked[name]
+        if asked.cancelled() or asked.exception() is not None:
+            return  # a failure is for those who wait; the next one asks again
+        self._kept.pop(name, None)
+        self._kept[name] = (loop.time() + _KEPT_SEC, asked.result())
+        if len(self._kept) > _MOST_KEPT:
+            del self._kept[next(iter(self._kept))]
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(item[4][0]) for item in found))
 
 
 def reachable(addresses: list[str]) -> list[str]:

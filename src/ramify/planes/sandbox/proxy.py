@@ -32,6 +32,7 @@ _CHUNK = 64 * 1024
 _MAX_DENIED = 100
 _CONNECT_SEC = 15.0
 _HEAD_SEC = 30.0
+_TURN_SEC = 60.0
 _REASONS = {
     400: "Bad Request",
     403: "Forbidden",
@@ -59,7 +60,10 @@ class EgressProxy:
     Args:
         policy: what may be reached. Raises ConfigError for an entry that is not a host.
         idle_sec: a connection without traffic for this long is closed.
-        max_connections: connections served at a time; more are answered with 503.
+        max_connections: connections served at a time; package managers open hundreds at once, so
+            more wait for their turn.
+        max_waiting: connections that wait; more, and those that waited a minute, are answered
+            with 503.
         resolver: how names become addresses (default: this machine's resolver).
     """
 
@@ -69,11 +73,13 @@ class EgressProxy:
         *,
         idle_sec: float = 300.0,
         max_connections: int = 256,
+        max_waiting: int = 512,
         resolver: Resolver | None = None,
     ) -> None:
         self._rules = compile_rules(policy)
         self._idle_sec = idle_sec
-        self._free = max_connections
+        self._turns = asyncio.Semaphore(max_connections)
+        self._may_wait = max_waiting
         self._resolver = resolver or MachineResolver()
         self._denied: dict[str, None] = {}
 
@@ -84,11 +90,9 @@ class EgressProxy:
 
     async def handle(self, reader: ByteReader, writer: ByteWriter) -> None:
         """Serve one connection to its end, and close it. Errors of peers never get out."""
-        self._free -= 1
         try:
-            if self._free < 0:
-                raise _Refusal(503, "too many connections out of this sandbox at once")
-            await self._serve(Source(reader), writer)
+            async with self._turn():
+                await self._serve(Source(reader), writer)
         except _Refusal as refusal:
             await _answer(writer, refusal.status, refusal.line)
         except BadMessage as bad:
@@ -96,8 +100,29 @@ class EgressProxy:
         except (OSError, EOFError):
             pass  # a peer went away in the middle; there is nobody left to tell
         finally:
-            self._free += 1
             writer.close()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncGenerator[None]:
+        """One of the connections that are served; there may be none free for a while."""
+        refusal = _Refusal(503, "too many connections out of this sandbox at once")
+        if self._turns.locked():
+            if self._may_wait <= 0:
+                raise refusal
+            self._may_wait -= 1
+            try:
+                async with asyncio.timeout(_TURN_SEC):
+                    await self._turns.acquire()
+            except TimeoutError:
+                raise refusal from None
+            finally:
+                self._may_wait += 1
+        else:
+            await self._turns.acquire()
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     async def _serve(self, source: Source, writer: ByteWriter) -> None:
         try:
