@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
+from threading import Lock
 from typing import Any, TypeVar, cast, get_args
 
 import msgspec
@@ -14,6 +15,7 @@ from ramify.contracts.errors import ConfigError
 
 R = TypeVar("R", bound=msgspec.Struct)
 
+_first_meeting = Lock()
 _LOCATION = re.compile(r"^(?P<message>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
 
 
@@ -25,11 +27,22 @@ def table_record(struct: type[R], table: Mapping[str, Any], file: str) -> R:
             type or a value out of range. Names file and field.
     """
     _refuse_unknown(struct, table, "", file)
+    with _first_meeting:
+        _work_out(struct)
     try:
         return msgspec.convert(table, struct, strict=True)
     except msgspec.ValidationError as error:
         message, field = _split_location(str(error))
         raise ConfigError(message, file=file, field=field) from None
+
+
+@cache
+def _work_out(struct: type[msgspec.Struct]) -> None:
+    """Makes msgspec work out what `struct` is, which it does when it first meets one.
+
+    Two threads that meet it at once end the process: one reads what the other has half made.
+    """
+    msgspec.json.Decoder(struct)
 
 
 def _refuse_unknown(struct: type[msgspec.Struct], table: Any, prefix: str, file: str) -> None:

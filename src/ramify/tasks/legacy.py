@@ -58,6 +58,9 @@ class _Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     append_enter: bool = True
 
 
+# msgspec works a type out when it first meets it, and two threads must not make it do so at once.
+_TYPES = (msgspec.json.Decoder(_TaskYaml), msgspec.json.Decoder(_Command))
+
 _FACTS = (
     "author_name",
     "author_email",
