@@ -7,12 +7,14 @@ here with `debootstrap --variant=minbase bookworm tree && tar -C tree -c . | doc
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from ramify.contracts.config import ramify_home
 from ramify.contracts.errors import RamifyError
 from ramify.contracts.sandbox import SandboxSpec
 from ramify.planes.sandbox.docker import DockerProvider
@@ -41,6 +43,15 @@ async def provider(docker_problem: str | None) -> AsyncIterator[DockerProvider |
         await provider.aclose()
 
 
+def own_containers() -> int:
+    """Containers of engines of this home; each takes its mounts along."""
+    form = '{{.Label "ramify.lock"}}'
+    done = subprocess.run(
+        ["docker", "ps", "-a", "--format", form], capture_output=True, text=True, check=True
+    )
+    return done.stdout.count(f"{ramify_home()}/")
+
+
 @pytest.mark.parametrize("check", SANDBOX_CHECKS, ids=lambda check: check.name)
 async def test_docker(check: SandboxCheck, provider: DockerProvider, tmp_path: Path) -> None:
-    await check.run(SandboxBench(provider, SPEC, tmp_path, fresh=DockerProvider))
+    await check.run(SandboxBench(provider, SPEC, tmp_path, DockerProvider, own_containers))

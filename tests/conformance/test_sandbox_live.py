@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ from ramify.contracts.errors import UnsupportedError
 from ramify.contracts.sandbox import SandboxSpec
 from ramify.planes.sandbox.local import LocalProvider
 from ramify.testing.conformance_sandbox import SANDBOX_CHECKS, SandboxBench, SandboxCheck
+from ramify.testing.sandbox_bench import count_mounts
 
 pytestmark = [
     pytest.mark.namespaces,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.xdist_group("machine"),  # some checks count mounts
 ]
 
 SPEC = SandboxSpec(host_root=True, live=True)
@@ -28,6 +29,8 @@ CHECKS = [
     for check in SANDBOX_CHECKS
     if "lockdown" not in check.name and not any(need.startswith("mounts.") for need in check.needs)
 ]
+
+TRACES = partial(count_mounts, "/docker/")  # other tests may have containers meanwhile
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -51,4 +54,4 @@ async def provider(namespaces_problem: str | None) -> AsyncIterator[LocalProvide
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 async def test_live(check: SandboxCheck, provider: LocalProvider, tmp_path: Path) -> None:
-    await check.run(SandboxBench(provider, SPEC, tmp_path, fresh=LocalProvider))
+    await check.run(SandboxBench(provider, SPEC, tmp_path, LocalProvider, TRACES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,16 @@ import pytest_asyncio
 from ramify.contracts.sandbox import SandboxSpec
 from ramify.planes.sandbox.local import LocalProvider
 from ramify.testing.conformance_sandbox import SANDBOX_CHECKS, SandboxBench, SandboxCheck
+from ramify.testing.sandbox_bench import count_mounts
 
 pytestmark = [
     pytest.mark.namespaces,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.xdist_group("machine"),  # some checks count mounts
 ]
 
 SPEC = SandboxSpec(host_root=True)
+
+TRACES = partial(count_mounts, "/docker/")  # other tests may have containers meanwhile
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -36,4 +39,4 @@ async def provider(namespaces_problem: str | None) -> AsyncIterator[LocalProvide
 
 @pytest.mark.parametrize("check", SANDBOX_CHECKS, ids=lambda check: check.name)
 async def test_local(check: SandboxCheck, provider: LocalProvider, tmp_path: Path) -> None:
-    await check.run(SandboxBench(provider, SPEC, tmp_path, fresh=LocalProvider))
+    await check.run(SandboxBench(provider, SPEC, tmp_path, LocalProvider, TRACES))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from ramify.contracts.errors import ConfigError
 from ramify.contracts.sandbox import SandboxSpec
 from ramify.planes.sandbox.local import LocalProvider
 from ramify.testing.conformance_sandbox import SANDBOX_CHECKS, SandboxBench, SandboxCheck
+from ramify.testing.sandbox_bench import count_mounts
 
 pytestmark = [
     pytest.mark.docker,
@@ -27,6 +29,7 @@ CHECKS = [
     if one.name.startswith(("exec.", "isolation.", "life.", "mounts."))
 ]
 SPEC = SandboxSpec(image=os.environ.get("RAMIFY_TEST_IMAGE", "debian:bookworm"))
+TRACES = partial(count_mounts, "/docker/")  # other tests may have containers meanwhile
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -51,4 +54,4 @@ async def provider(
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 async def test_local_image(check: SandboxCheck, provider: LocalProvider, tmp_path: Path) -> None:
-    await check.run(SandboxBench(provider, SPEC, tmp_path, fresh=LocalProvider))
+    await check.run(SandboxBench(provider, SPEC, tmp_path, LocalProvider, TRACES))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -47,3 +47,17 @@ async def docker(docker_spec: SandboxSpec, ramify_home: Path) -> AsyncIterator[D
 async def box(docker: DockerProvider, docker_spec: SandboxSpec) -> Sandbox:
     """One container for a module's tests; the provider removes it."""
     return await docker.create(docker_spec)
+
+
+@pytest.fixture
+def sweep_home() -> Callable[[Path], Awaitable[int]]:
+    """Sweeps what dead engines of a home left on the daemon, as the next engine of it does."""
+
+    async def sweep(home: Path) -> int:
+        provider = DockerProvider(home)
+        try:
+            return await provider.sweep()
+        finally:
+            await provider.aclose()
+
+    return sweep

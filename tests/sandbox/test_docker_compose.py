@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -318,7 +318,10 @@ async def labelled(value: str) -> int:
 
 
 async def test_a_killed_engine_leaves_nothing(
-    docker: DockerProvider, spec: SandboxSpec, docker_spec: SandboxSpec, tmp_path: Path
+    spec: SandboxSpec,
+    docker_spec: SandboxSpec,
+    tmp_path: Path,
+    sweep_home: Callable[[Path], Awaitable[int]],
 ) -> None:
     assert spec.compose is not None
     engine = await asyncio.create_subprocess_exec(
@@ -328,7 +331,7 @@ async def test_a_killed_engine_leaves_nothing(
     assert engine.stdout is not None
     name = (await engine.stdout.readline()).decode().strip()
     assert len(await left(name)) == 6
-    await docker.sweep()
+    await sweep_home(tmp_path)
     assert len(await left(name)) == 6, "a live engine's things are not touched"
     engine.send_signal(signal.SIGKILL)
     killed = time.monotonic()
@@ -340,7 +343,10 @@ async def test_a_killed_engine_leaves_nothing(
 
 
 async def test_sweep_takes_what_the_watchdog_could_not(
-    docker: DockerProvider, spec: SandboxSpec, docker_spec: SandboxSpec, tmp_path: Path
+    spec: SandboxSpec,
+    docker_spec: SandboxSpec,
+    tmp_path: Path,
+    sweep_home: Callable[[Path], Awaitable[int]],
 ) -> None:
     assert spec.compose is not None
     engine = await asyncio.create_subprocess_exec(
@@ -354,5 +360,5 @@ async def test_sweep_takes_what_the_watchdog_could_not(
     engine.send_signal(signal.SIGKILL)
     await engine.wait()
     assert await left(name)
-    assert await docker.sweep() >= 3
+    assert await sweep_home(tmp_path) >= 3
     assert await left(name) == []

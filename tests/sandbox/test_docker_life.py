@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
@@ -144,7 +146,9 @@ async def test_aclose_removes_everything(docker_spec: SandboxSpec, tmp_path: Pat
 
 
 async def test_a_killed_engine_leaves_no_container_and_sweep_takes_the_rest(
-    docker: DockerProvider, docker_spec: SandboxSpec, tmp_path: Path
+    docker_spec: SandboxSpec,
+    tmp_path: Path,
+    sweep_home: Callable[[Path], Awaitable[int]],
 ) -> None:
     engine = await asyncio.create_subprocess_exec(
         sys.executable, "-c", ENGINE, str(tmp_path), str(docker_spec.image),
@@ -153,7 +157,7 @@ async def test_a_killed_engine_leaves_no_container_and_sweep_takes_the_rest(
     assert engine.stdout is not None
     name, image = (await engine.stdout.readline()).decode().split()
     assert await containers(name) == 1
-    await docker.sweep()
+    await sweep_home(tmp_path)
     assert await containers(name) == 1, "a live engine's things are not touched"
     engine.send_signal(signal.SIGKILL)
     killed = time.monotonic()
@@ -162,11 +166,40 @@ async def test_a_killed_engine_leaves_no_container_and_sweep_takes_the_rest(
         assert time.monotonic() - killed < 10
         await asyncio.sleep(0.05)
     print(f"gone after {time.monotonic() - killed:.2f} s")
-    assert await docker.sweep() >= 1
+    assert await sweep_home(tmp_path) >= 1
     client = EngineClient()
     assert image not in [i["Id"] for i in await client.call("GET", "/images/json", "list")]
     await client.aclose()
     assert not list((tmp_path / "engines").iterdir())
+
+
+@pytest.mark.parametrize("engine", ["0123456789ab", "../victim", "victim"])
+async def test_labels_of_an_image_name_no_file_of_the_host(
+    docker_spec: SandboxSpec,
+    tmp_path: Path,
+    sweep_home: Callable[[Path], Awaitable[int]],
+    engine: str,
+) -> None:
+    """Whoever writes a Dockerfile chooses labels; a sweep that believed them would remove files."""
+    victim = tmp_path / "victim.lock"
+    victim.write_text("kept")
+    (tmp_path / "home").mkdir()
+    labels = {"ramify.engine": engine, "ramify.lock": str(victim), "ramify.host": gethostname()}
+    name = f"ramify-test/hostile-labels:{secrets.token_hex(6)}"
+    client = EngineClient()
+    lines = [f"LABEL {key}={json.dumps(value)}" for key, value in labels.items()]
+    (tmp_path / "Dockerfile").write_text("\n".join([f"FROM {docker_spec.image}", *lines]))
+    build = await asyncio.create_subprocess_exec(
+        "docker", "build", "-q", "-t", name, str(tmp_path), stdout=asyncio.subprocess.DEVNULL
+    )
+    assert await build.wait() == 0
+    try:
+        await sweep_home(tmp_path / "home")
+        assert victim.read_text() == "kept"
+        assert await client.call("GET", f"/images/{name}/json", "show an image")
+    finally:
+        await client.call("DELETE", f"/images/{name}", "remove", query={"force": "1"})
+        await client.aclose()
 
 
 async def test_what_cannot_be_had_is_refused(docker: DockerProvider) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -221,7 +222,9 @@ async def test_a_killed_engine_leaves_nothing_mounted_on_local(tmp_path: Path) -
 @pytest.mark.docker
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_killed_engine_leaves_no_overlay_on_docker(
-    docker: DockerProvider, docker_spec: SandboxSpec, tmp_path: Path
+    docker_spec: SandboxSpec,
+    tmp_path: Path,
+    sweep_home: Callable[[Path], Awaitable[int]],
 ) -> None:
     name = await killed_engine("docker", tmp_path, str(docker_spec.image))
     died = time.monotonic()
@@ -231,7 +234,7 @@ async def test_a_killed_engine_leaves_no_overlay_on_docker(
             assert time.monotonic() - died < 15
             await asyncio.sleep(0.05)
         print(f"gone after {time.monotonic() - died:.2f} s")
-        await docker.sweep()
+        await sweep_home(tmp_path / "home")
         assert not seen_in(tmp_path / "scratch")
     finally:
         await client.aclose()

@@ -27,9 +27,8 @@ async def _freeze(sandbox: Sandbox) -> SandboxImage:
     return await sandbox.freeze()
 
 
-def _engine_traces() -> tuple[int, int]:
-    """Mounts and descendants of this process."""
-    mounts = len(Path("/proc/self/mounts").read_text().splitlines())
+def _engine_traces(bench: SandboxBench) -> tuple[int, int]:
+    """What the bench counts, and descendants of this process."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -42,18 +41,18 @@ def _engine_traces() -> tuple[int, int]:
     while grown:
         more = {pid for pid, parent in parents.items() if parent in family} - family
         family, grown = family | more, bool(more)
-    return mounts, len(family) - 1
+    return bench.traces(), len(family) - 1
 
 
-async def _settle(before: tuple[int, int], seconds: float = 2.5) -> None:
-    """Require that this process holds no more mounts and descendants than before."""
+async def _settle(bench: SandboxBench, before: tuple[int, int], seconds: float = 2.5) -> None:
+    """Require that there are no more traces and descendants than before."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
-    now = await asyncio.to_thread(_engine_traces)
+    now = await asyncio.to_thread(_engine_traces, bench)
     while now[0] > before[0] or now[1] > before[1]:
-        require(loop.time() < end, f"mounts and processes: {before} before, {now} after")
+        require(loop.time() < end, f"traces (mounts) and processes: {before} before, {now} after")
         await asyncio.sleep(0.05)
-        now = await asyncio.to_thread(_engine_traces)
+        now = await asyncio.to_thread(_engine_traces, bench)
 
 
 @check()
@@ -271,11 +270,11 @@ async def _teardown_leaves_nothing(bench: SandboxBench) -> None:
     """teardown leaves no process and no mount behind."""
     async with bench.sandbox() as warm:  # what a provider keeps for all its sandboxes is there now
         await sh(warm, "echo warm")
-    before = await asyncio.to_thread(_engine_traces)
+    before = await asyncio.to_thread(_engine_traces, bench)
     sandbox = await bench.provider.create(bench.spec)
     await sandbox.spawn(f"setsid sleep {mark()} & sleep {mark()}")
     await sandbox.teardown()
-    await _settle(before)
+    await _settle(bench, before)
 
 
 @check(timeout_sec=60)
@@ -283,7 +282,7 @@ async def _cancelled_create_leaves_nothing(bench: SandboxBench) -> None:
     """Cancellation of create leaves nothing behind, whenever it comes."""
     async with bench.sandbox() as warm:
         await sh(warm, "echo warm")
-    before = await asyncio.to_thread(_engine_traces)
+    before = await asyncio.to_thread(_engine_traces, bench)
     for delay in (0, 0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32):
         task = asyncio.create_task(bench.provider.create(bench.spec))
         await asyncio.sleep(delay)
@@ -293,7 +292,7 @@ async def _cancelled_create_leaves_nothing(bench: SandboxBench) -> None:
         with within(5, "cancelling create()"):
             with suppress(asyncio.CancelledError):
                 await (await task).teardown()
-    await _settle(before)
+    await _settle(bench, before)
     equal(await bench.provider.sweep(), 0, "things that sweep() found to remove")
     async with bench.sandbox() as sandbox:
         equal(await sh(sandbox, "echo on"), "on", "the next sandbox")
@@ -310,7 +309,7 @@ async def _sweep_spares_the_living(bench: SandboxBench) -> None:
 @check("fresh")
 async def _aclose_tears_down(bench: SandboxBench) -> None:
     """Closing a provider tears down every sandbox still alive, and is idempotent."""
-    before = await asyncio.to_thread(_engine_traces)
+    before = await asyncio.to_thread(_engine_traces, bench)
     if bench.fresh is None:
         raise ConformanceError("`fresh` was asked for, but there is none")
     provider = bench.fresh()
@@ -325,7 +324,7 @@ async def _aclose_tears_down(bench: SandboxBench) -> None:
             await waiting
     with raises(SandboxLostError, doing="exec() after its provider was closed"):
         await sandboxes[1].exec("true")
-    await _settle(before)
+    await _settle(bench, before)
 
 
 LIFE_CHECKS = (

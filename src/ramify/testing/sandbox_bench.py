@@ -24,6 +24,12 @@ from ramify.contracts.sandbox import (
 from ramify.testing.check import CheckSkipped, ConformanceError, require
 
 
+def count_mounts(foreign: str | None = None) -> int:
+    """Mounts of this mount namespace, those at a path with `foreign` in it left out."""
+    points = (line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines())
+    return sum(foreign is None or foreign not in point for point in points)
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxBench:
     """A provider under test.
@@ -33,12 +39,15 @@ class SandboxBench:
         spec: a spec that it can serve; checks change what they are about.
         scratch: an empty directory of this check on the engine's host.
         fresh: makes another provider, for the checks that close one (skipped where None).
+        traces: counts what sandboxes of this test's providers hold outside of processes; by default
+            the mounts of this mount namespace. Give one where somebody else may mount meanwhile.
     """
 
     provider: SandboxProvider
     spec: SandboxSpec
     scratch: Path
     fresh: Callable[[], SandboxProvider] | None = None
+    traces: Callable[[], int] = count_mounts
 
     async def missing(self, need: str) -> str | None:
         """See `Bench.missing`.

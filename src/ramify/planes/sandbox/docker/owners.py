@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 import socket
 from pathlib import Path
@@ -17,6 +18,7 @@ WORLD_LABEL = "ramify.world"
 
 _LOCK_LABEL = "ramify.lock"
 _HOST_LABEL = "ramify.host"
+_ENGINE = re.compile(r"[0-9a-f]{12}")
 
 
 class Owner:
@@ -24,7 +26,7 @@ class Owner:
 
     def __init__(self, home: Path) -> None:
         self.id = secrets.token_hex(6)
-        self._path = home / "engines" / f"{self.id}.lock"
+        self._path = _lock_path(home, self.id)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -41,7 +43,7 @@ class Owner:
         return {
             "ramify": "1",
             ENGINE_LABEL: self.id,
-            _LOCK_LABEL: str(self._path.absolute()),
+            _LOCK_LABEL: str(self._path),
             _HOST_LABEL: socket.gethostname(),
         }
 
@@ -53,13 +55,14 @@ class Owner:
             self._fd = -1
 
 
-def is_orphan(labels: Json) -> bool:
-    """Whether a thing with these labels belongs to an engine that died on this machine.
+def is_orphan(labels: Json, home: Path) -> bool:
+    """Whether a thing with these labels belongs to an engine of this home that died.
 
-    What cannot be known (an engine of another machine, or whose lock file is gone) counts as alive.
+    What cannot be known (an engine of another machine or home, or whose lock file is gone) counts
+    as alive. The label's own path is never opened: whoever builds an image writes its labels.
     """
-    path = labels.get(_LOCK_LABEL)
-    if not isinstance(path, str) or labels.get(_HOST_LABEL) != socket.gethostname():
+    path = _lock_of(labels, home)
+    if path is None or labels.get(_HOST_LABEL) != socket.gethostname():
         return False
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -74,6 +77,20 @@ def is_orphan(labels: Json) -> bool:
     return True
 
 
-def forget_orphan(labels: Json) -> None:
-    """Remove the lock of a dead engine, once nothing of it is left."""
-    Path(str(labels[_LOCK_LABEL])).unlink(missing_ok=True)
+def forget_orphan(labels: Json, home: Path) -> None:
+    """Remove the lock of a dead engine of this home, once nothing of it is left."""
+    if (path := _lock_of(labels, home)) is not None:
+        path.unlink(missing_ok=True)
+
+
+def _lock_of(labels: Json, home: Path) -> Path | None:
+    """Where an engine of this home keeps the lock that labels speak of; None: another home's."""
+    engine = labels.get(ENGINE_LABEL)
+    if not isinstance(engine, str) or not _ENGINE.fullmatch(engine):
+        return None
+    path = _lock_path(home, engine)
+    return path if labels.get(_LOCK_LABEL) == str(path) else None
+
+
+def _lock_path(home: Path, engine: str) -> Path:
+    return home.absolute() / "engines" / f"{engine}.lock"

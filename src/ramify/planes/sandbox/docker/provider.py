@@ -63,7 +63,7 @@ class DockerProvider:
 
     A container ends within two seconds of its engine, however that ends: the supervisor's input
     is our connection. Nothing is done before the first call. `home` holds the lock that tells
-    other engines that this one lives (default: `$RAMIFY_HOME`, else `~/.cache/ramify`).
+    other engines of it that this one lives (default: `$RAMIFY_HOME`, else `~/.cache/ramify`).
     """
 
     def __init__(self, home: Path | None = None) -> None:
@@ -158,9 +158,9 @@ class DockerProvider:
         await session.images.discard(image)
 
     async def sweep(self) -> int:
-        """Remove what engines that died on this machine left on the daemon."""
+        """Remove what engines of this home that died on this machine left on the daemon."""
         await self._connect()
-        return await sweep(self._client)
+        return await sweep(self._client, self._home)
 
     async def aclose(self) -> None:
         """Tear down every sandbox, wait until all is removed, disconnect. Idempotent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from ramify.planes.sandbox.docker.client import ApiError, EngineClient, Json
@@ -20,32 +21,32 @@ _NEVER_STARTED = timedelta(hours=1)
 _CONFLICT = 409
 
 
-async def sweep(client: EngineClient) -> int:
-    """Remove what dead engines left: containers, networks, volumes, frozen images, half-filled
-    runtimes; how many.
+async def sweep(client: EngineClient, home: Path) -> int:
+    """Remove what dead engines of this home left: containers, networks, volumes, frozen images,
+    half-filled runtimes; how many. What never started, or is old, goes whosever it was.
     """
     info: Json = await client.call("GET", "/info", "tell the time")
     now = _moment(info["SystemTime"])
     removed = 0
     swept: list[Json] = []
-    for item in await _orphans(client, "/containers/json", {"all": "1"}):
+    for item in await _orphans(client, home, "/containers/json", {"all": "1"}):
         removed += await remove_container(client, str(item["Id"]))
         swept.append(item["Labels"])
     removed += await _remove_stale(client, now - _NEVER_STARTED)
-    for item in await _orphans(client, "/networks", {}):
+    for item in await _orphans(client, home, "/networks", {}):
         removed += await remove_network(client, str(item["Id"]))
         swept.append(item["Labels"])
-    for item in await _remove_images(client, await _orphans(client, "/images/json", {})):
+    for item in await _remove_images(client, await _orphans(client, home, "/images/json", {})):
         removed += 1
         swept.append(item["Labels"])
     used = await _runtimes(client)
     removed += await _remove_old(client, used, now - _KEPT)
-    for item in await _orphans(client, "/volumes", {}):
+    for item in await _orphans(client, home, "/volumes", {}):
         if item["Name"] not in used:
             removed += await remove_volume(client, str(item["Name"]))
             swept.append(item["Labels"])
     for labels in swept:
-        forget_orphan(labels)
+        forget_orphan(labels, home)
     return removed
 
 
@@ -72,10 +73,12 @@ async def _remove_images(client: EngineClient, pending: list[Json]) -> list[Json
     return removed
 
 
-async def _orphans(client: EngineClient, path: str, query: dict[str, str]) -> list[Json]:
+async def _orphans(
+    client: EngineClient, home: Path, path: str, query: dict[str, str]
+) -> list[Json]:
     """Newest first, so that images go before the images that they were made from."""
     found = await _list(client, path, query, ENGINE_LABEL)
-    items = [item for item in found if is_orphan(item.get("Labels") or {})]
+    items = [item for item in found if is_orphan(item.get("Labels") or {}, home)]
     return sorted(items, key=lambda item: str(item.get("Created", "")), reverse=True)
 
 
