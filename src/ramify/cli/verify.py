@@ -159,7 +159,7 @@ def _facts(planned: Planned) -> dict[str, str]:
     if pin.changed:
         where += "; the working copy has another one, so the run would fail"
     return {
-        "pipeline": f"{CONFIG_FILE} of {where}",
+        "pipeline": f"{CONFIG_FILE if pin.unpinned else pin.file} of {where}",
         "sandbox": planned.provider.name + (f" ({planned.why})" if planned.why else ""),
         "image": planned.image,
         "writes": planned.spec.repo_write,

@@ -17,6 +17,7 @@ from ramify.apps.pipeline.fields import (
     COMMAND,
     COUNT,
     CPUS,
+    DIRECTORIES,
     DURATION,
     ENV,
     FLAG,
@@ -26,6 +27,7 @@ from ramify.apps.pipeline.fields import (
     NAMES,
     PATHS,
     RELATIVE,
+    ROOTED,
     SHELL,
     SIZE,
     Kind,
@@ -113,7 +115,7 @@ _STEP = _table(
         "name": _Key(NAME, "Name of the step; its log is named after it.", required=True),
         "command": _Key(COMMAND, "Shell command. Exit code 0 passes.", required=True),
         "env": _Key(ENV, "Variables of this step."),
-        "cwd": _Key(RELATIVE, "Directory it runs in, relative to the repository."),
+        "cwd": _Key(RELATIVE, "Directory it runs in, relative to the one of agent.yaml."),
         "shell": _Key(SHELL, "`sh`, `bash`, or a list that the command is appended to."),
         "timeout": _Key(DURATION, "A step that takes longer fails.", "timeout_sec"),
         "network": _Key(
@@ -122,7 +124,7 @@ _STEP = _table(
         ),
         "allow_exit_codes": _Key(CODES, "Exit codes that pass besides 0."),
         "background": _Key(FLAG, "Processes it leaves behind live until the end of the run."),
-        "artifacts": _Key(PATHS, "Globs of files of the repository that are kept in build/."),
+        "artifacts": _Key(PATHS, "Globs of files that are kept in build/."),
         "junit": _Key(PATHS, "Globs of JUnit reports, besides those written to $JUNIT_DIR."),
     },
     StepSpec,
@@ -140,7 +142,7 @@ def _read_steps(value: Value) -> tuple[StepSpec, ...]:
 _STEPS = Kind(_read_steps, {"type": "array", "items": _STEP.schema, "minItems": 1})
 
 _CACHE_TABLE = _table(
-    {"key": _Key(PATHS, "Files that the cache depends on, such as lock files.", required=True)},
+    {"key": _Key(ROOTED, "Files that the cache depends on, such as lock files.", required=True)},
     CacheSpec,
     "{key: [package-lock.json]}",
 )
@@ -178,7 +180,11 @@ _PIPELINE = _table(
             "deny: the repository is read-only; discard: what they write is forgotten.",
         ),
         "image": _Key(IMAGE, "Image that the steps run in."),
-        "protected_paths": _Key(PATHS, "Must be as in the base commit."),
+        "protected_paths": _Key(
+            ROOTED,
+            "Must be as in the base commit. `:/path` is one of the whole repository, where "
+            "agent.yaml lies in a directory of it.",
+        ),
         "protected": _Key(choice("fail", "restore"), "What happens where they are not."),
         "secrets": _Key(NAMES, "Variables that steps get and whose values are masked."),
         "pass_env": _Key(NAMES, "Variables that steps get."),
@@ -187,7 +193,7 @@ _PIPELINE = _table(
             PATHS, "Globs of files that are kept in build/, whichever step made them."
         ),
         "junit": _Key(PATHS, "Globs of JUnit reports, whichever step wrote them."),
-        "writable": _Key(PATHS, "Directories that steps may write to under `deny`."),
+        "writable": _Key(DIRECTORIES, "Directories that steps may write to under `deny`."),
         "cache": _Key(_CACHE, "A build cache between runs. Default: none."),
         "retention": _Key(
             _table(
@@ -270,7 +276,8 @@ def agent_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": CONFIG_FILE,
-        "description": "Pipeline of `ramify verify`. Other top-level keys are left alone.",
+        "description": "Pipeline of `ramify verify`. Paths are relative to the directory that "
+        "this file lies in. Other top-level keys are left alone.",
         "type": "object",
         "properties": {TOP: _PIPELINE.schema},
         "required": [TOP],

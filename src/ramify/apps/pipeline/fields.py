@@ -27,6 +27,8 @@ _SHELLS = {
     "bash": ("bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c"),
 }
 _LONGEST_NAME = 200
+TOP = ":/"
+"""What a path begins with that is relative to the whole repository, as git writes it."""
 _MOST = 1_000_000
 
 
@@ -99,8 +101,28 @@ def _relative(value: Value) -> str:
     return str(PurePosixPath(_inside(value, value.text())))
 
 
+def _rooted(value: Value) -> tuple[str, ...]:
+    found: list[str] = []
+    for entry in value.items("[tests/**]"):
+        text = entry.text()
+        below = text.removeprefix(TOP)
+        _inside(entry, below)
+        found.append(text)
+    return tuple(found)
+
+
 def _paths(value: Value) -> tuple[str, ...]:
     return tuple(_inside(entry, entry.text()) for entry in value.items("[dist/**]"))
+
+
+def _directories(value: Value) -> tuple[str, ...]:
+    found: list[str] = []
+    for entry in value.items("[build]"):
+        path = _relative(entry)
+        if path == ".":
+            raise entry.error("is everything; use `repo_write: discard`")
+        found.append(path)
+    return tuple(found)
 
 
 def _shell(value: Value) -> tuple[str, ...]:
@@ -182,6 +204,8 @@ ENV = Kind(
 NAMES = Kind(_names, {"type": "array", "items": _VARIABLES})
 RELATIVE = Kind(_relative, {"type": "string", "minLength": 1})
 PATHS = Kind(_paths, _STRINGS)
+DIRECTORIES = Kind(_directories, _STRINGS)
+ROOTED = Kind(_rooted, _STRINGS)
 SHELL = Kind(_shell, {"anyOf": [{"enum": list(_SHELLS)}, {**_STRINGS, "minItems": 1}]})
 DURATION = Kind(
     _duration,

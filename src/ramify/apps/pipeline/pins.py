@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ramify.apps.pipeline.fields import TOP
 from ramify.apps.pipeline.git import Git, TreeEntry, find_git
 from ramify.apps.pipeline.ignore import Ignores
 from ramify.apps.pipeline.records import CONFIG_FILE
@@ -169,7 +170,8 @@ def _remove(copy: Path, path: str) -> None:
 
 def globs(patterns: tuple[str, ...]) -> Ignores:
     """What matches globs relative to the repository, and everything below what matches."""
-    rules = b"".join(b"/" + os.fsencode(each.removeprefix("./")) + b"\n" for each in patterns)
+    relative = [each.removeprefix(TOP).removeprefix("./") for each in patterns]
+    rules = b"".join(b"/" + os.fsencode(each) + b"\n" for each in relative)
     return Ignores(lambda _place: None, rules)
 
 
@@ -198,7 +200,7 @@ def _others(repo: Path, patterns: tuple[str, ...], known: dict[str, TreeEntry]) 
 def _literal(pattern: str) -> str:
     """The directory that everything a glob matches lies in."""
     parts: list[str] = []
-    for part in pattern.removeprefix("./").strip("/").split("/"):
+    for part in pattern.removeprefix(TOP).removeprefix("./").strip("/").split("/"):
         if any(char in part for char in "*?[\\"):
             break
         parts.append(part)

@@ -44,11 +44,11 @@ directory in its place, made it, changed the mode or owner of a directory, or to
 class StepSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One step: a shell command.
 
-    `command` is the last argument of `shell`. `cwd` is relative to the repository. `timeout_sec`
+    `command` is the last argument of `shell`. `cwd` is relative to the project. `timeout_sec`
     None: what is left of the pipeline's. `network` None: `full` for a step named `install`, else
     `none`. Exit code 0 and `allow_exit_codes` pass. Processes that a step leaves behind are killed
     at its end, unless `background`: then they live until the end of the run. `artifacts` are globs
-    relative to the repository, kept in `build/`; `junit` are globs of reports beside `$JUNIT_DIR`.
+    relative to the project, kept in `build/`; `junit` are globs of reports beside `$JUNIT_DIR`.
     """
 
     name: str
@@ -67,8 +67,8 @@ class StepSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CacheSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A build cache between runs, at /artifacts/cache.
 
-    `key` names the files of the repository that it depends on (lock files). Seen copy-on-write;
-    what a run adds is kept only after PASS.
+    `key` names the files that it depends on (lock files), as `protected_paths` does. Seen
+    copy-on-write; what a run adds is kept only after PASS.
     """
 
     key: tuple[str, ...]
@@ -84,16 +84,19 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PipelineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A pipeline as `agent.yaml` declares it.
 
+    Paths are relative to the project: the directory of `agent.yaml`, which is the repository's own
+    or one in it. `:/path` among `protected_paths` is relative to the repository.
+
     `timeout_sec` is of all steps together, `grace_sec` what a step has between SIGTERM and
     SIGKILL. `repo_write`: `guard` lets steps write into a copy-on-write view and fails one that
     changed what is not ignored by git; `deny` mounts the repository read-only; `discard` lets them
     write and forgets it. `image` None: the host's root, read-only (`local`), or the provider's
-    default. `protected_paths` are git pathspecs (files, directories, globs) that must be as the
+    default. `protected_paths` are pathspecs (files, directories, globs) that must be as the
     base commit has them: `protected` says whether a difference fails the run or is put back in the
     view of the steps. `secrets` and `pass_env` name variables of the host that steps get; values of
     `secrets` are masked everywhere. `max_artifact_bytes` bounds what a run may write into its
     directory. `snapshot` `copy` verifies a copy of the repository, so that it may be edited on.
-    `writable` are directories of the repository that steps may write to under `deny`.
+    `writable` are directories of the project that steps may write to under `deny`.
     """
 
     steps: tuple[StepSpec, ...]

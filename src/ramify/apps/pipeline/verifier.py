@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ramify.apps.pipeline.config import read_pipeline
+from ramify.apps.pipeline.project import find_project, placed
 from ramify.apps.pipeline.records import PipelineSpec, Response
 from ramify.apps.pipeline.run import RunRequest, run_pipeline
 from ramify.contracts.context import Clock
@@ -20,7 +21,8 @@ class PipelineVerifier:
     """Verifies a working tree with a pipeline that the candidate cannot change.
 
     Args:
-        repo: the working tree, as it stands whenever this is called.
+        repo: the working tree, as it stands whenever this is called, or a directory of it: then
+            steps run there, and all of it is guarded.
         pipeline: the pipeline, or the file that declares it: outside of the repository, or a copy.
             It is read once, here.
         provider: makes the sandboxes.
@@ -51,9 +53,10 @@ class PipelineVerifier:
                 tail_log and artifact_paths.
             InfraError, UsageError: our side; it does not count.
         """
-        repo = candidate if isinstance(candidate, Path) else self._repo
+        project = await find_project(candidate if isinstance(candidate, Path) else self._repo)
+        spec = placed(self._spec, project.place)
         response = await run_pipeline(
-            RunRequest(repo, self._spec, self._provider, self._clock, self._artifacts)
+            RunRequest(project.repo, spec, self._provider, self._clock, self._artifacts)
         )
         if not response.passed:
             raise rejection(response)

@@ -17,7 +17,8 @@ from ramify.apps.pipeline.layout import artifact_root, new_run_id
 from ramify.apps.pipeline.lock import repository_lock
 from ramify.apps.pipeline.pins import Pin, find_pin
 from ramify.apps.pipeline.place import DEFAULT_IMAGE, HOST
-from ramify.apps.pipeline.records import PipelineSpec, Response, RunEvent
+from ramify.apps.pipeline.project import find_project, placed
+from ramify.apps.pipeline.records import CONFIG_FILE, PipelineSpec, Response, RunEvent
 from ramify.apps.pipeline.report import stamp
 from ramify.apps.pipeline.retention import sweep
 from ramify.apps.pipeline.run import RunRequest, run_pipeline
@@ -34,7 +35,7 @@ class VerifyOptions:
     """What is asked for.
 
     Attributes:
-        repo: the repository.
+        repo: the repository, or a directory of it that has an agent.yaml of its own.
         sandbox: provider; None: docker where it works, else local.
         image: in place of the pipeline's; `host` for the host's own root, read-only.
         base: commit that the pipeline and protected paths come from; None: HEAD.
@@ -58,7 +59,8 @@ class Planned:
 
     Attributes:
         options: what was asked for.
-        spec: the pipeline.
+        repo: the repository.
+        spec: the pipeline, its paths relative to the repository.
         pin: where it comes from.
         provider: makes the sandbox; `why` says why it is not the preferred one, if so.
         image: what the steps run in, `host` for the host's own root.
@@ -66,6 +68,7 @@ class Planned:
     """
 
     options: VerifyOptions
+    repo: Path
     spec: PipelineSpec
     pin: Pin
     provider: SandboxProvider
@@ -88,12 +91,14 @@ async def planned_verification(options: VerifyOptions) -> AsyncGenerator[Planned
 
     Raises: ConfigError (no repository, no pipeline, or a wrong one), UnsupportedError.
     """
-    repo = options.repo
-    if not await asyncio.to_thread(repo.is_dir):
-        there = await asyncio.to_thread(repo.exists)
-        raise ConfigError("is not a directory" if there else "does not exist", file=str(repo))
-    pin = await find_pin(repo, options.base)
-    spec = parse_pipeline(pin.data, pin.file)
+    asked = options.repo
+    if not await asyncio.to_thread(asked.is_dir):
+        there = await asyncio.to_thread(asked.exists)
+        raise ConfigError("is not a directory" if there else "does not exist", file=str(asked))
+    project = await find_project(asked)
+    repo = project.repo
+    pin = await find_pin(repo, options.base, project.file(CONFIG_FILE))
+    spec = placed(parse_pipeline(pin.data, pin.file), project.place)
     if options.image is not None:
         image = None if options.image == HOST else options.image
         spec = msgspec.structs.replace(spec, image=image)
@@ -106,7 +111,7 @@ async def planned_verification(options: VerifyOptions) -> AsyncGenerator[Planned
             )
         image = spec.image or (HOST if host_root else DEFAULT_IMAGE)
         artifacts = artifact_root(None, options.host)
-        yield Planned(options, spec, pin, provider, why, image, artifacts)
+        yield Planned(options, repo, spec, pin, provider, why, image, artifacts)
     finally:
         await provider.aclose()
 
@@ -121,7 +126,7 @@ async def run_planned(
     Raises: as `run_pipeline`; InfraError (somebody else verifies the repository).
     """
     options, spec = planned.options, planned.spec
-    repo = options.repo.resolve()
+    repo = planned.repo
     if planned.artifacts.resolve().is_relative_to(repo):  # before anything is made there
         raise ConfigError(
             "the artifact directory lies in the repository; set AGENT_ARTIFACT_DIR to another",
