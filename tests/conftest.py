@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-_DOCKER_FIXTURES = {"docker_available", "docker_problem"}
-
 
 def _need(what: str, problem: str | None) -> None:
     if problem is None:
@@ -109,24 +107,16 @@ def _marked_parts(request: pytest.FixtureRequest) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Full counts run under `make proof` only; tests that share something run in one worker."""
+    """Full counts run under `make proof` only; tests of a file share its fixtures and a worker.
+
+    Workers share the machine and the Docker daemon, so a test looks only for what is its own: by
+    its home, its directory or a name that it made up.
+    """
     for item in items:
         if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     if config.getoption("-m"):
         return
     kept = [item for item in items if not item.get_closest_marker("proof")]
     config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("proof")])
     items[:] = kept
-
-
-def _group(item: pytest.Item) -> str:
-    """Tests of a file share its fixtures; those with Docker share the daemon.
-
-    A sweep, which begins every run with Docker, removes whatever dead engines left there, and some
-    tests kill engines to see just that. Tests that count mounts see those of containers: they are
-    marked with this group.
-    """
-    fixtures: list[str] = getattr(item, "fixturenames", [])
-    docker = item.get_closest_marker("docker") or not _DOCKER_FIXTURES.isdisjoint(fixtures)
-    return "machine" if docker else item.path.stem

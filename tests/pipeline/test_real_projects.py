@@ -26,6 +26,7 @@ _STEPS = {
     "markupsafe": ["install", "lint", "typecheck", "build", "test"],
     "wrapt": ["install", "build", "test"],
     "tiny-emitter": ["install", "build", "test"],
+    "fastq": ["install", "lint", "typecheck", "test"],
     "itoa": ["install", "format", "build", "test"],
 }
 _LEAST_TESTS = {"iniconfig": 40, "click": 1000, "markupsafe": 50, "wrapt": 1000}

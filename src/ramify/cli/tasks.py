@@ -179,12 +179,20 @@ async def _attack(tasks: str, sandbox: str, options: RunOptions, as_json: bool) 
                 click.echo(msgspec.json.encode(entry).decode())
             elif entry.pays:
                 out.print(f"{entry.task_id}: {entry.attack} PAYS: {entry.shows}", soft_wrap=True)
+            elif entry.found:
+                out.print(f"{entry.task_id}: {entry.attack} FOUND: {entry.shows}", soft_wrap=True)
+                for place in entry.found:
+                    out.print(f"  {place}", soft_wrap=True)
             elif entry.problem:
                 out.print(f"{entry.task_id}: {entry.attack}: {entry.problem}", soft_wrap=True)
+            if not as_json:
+                for what in entry.unseen:
+                    said = f"{entry.task_id}: {entry.attack}: not looked into {what}"
+                    out.print(said, soft_wrap=True)
     if not as_json:
         out.print()
         out.print(_attack_table(found))
-    return FAILED if any(entry.pays or entry.problem for entry in found) else 0
+    return FAILED if any(not entry.ok for entry in found) else 0
 
 
 def _attack_table(found: list[AttackCheck]) -> Table:
@@ -192,13 +200,20 @@ def _attack_table(found: list[AttackCheck]) -> Table:
     for name in ("task", "exploit", "level", "outcome", "reward", "verdict"):
         table.add_column(name, overflow="fold")
     for entry in sorted(found, key=lambda each: each.task_id):
-        verdict = "PAYS" if entry.pays else "not run" if entry.problem else "ok"
         table.add_row(
             entry.task_id,
             entry.attack,
             entry.level or "-",
             entry.outcome.value,
             reward_text(entry.reward),
-            verdict,
+            _verdict(entry),
         )
     return table
+
+
+def _verdict(entry: AttackCheck) -> str:
+    if entry.pays:
+        return "PAYS"
+    if entry.found:
+        return "FOUND"
+    return "not run" if entry.problem else "ok"

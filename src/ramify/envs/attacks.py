@@ -19,6 +19,7 @@ from ramify.contracts.result import RolloutResult
 from ramify.contracts.sandbox import SandboxProvider
 from ramify.contracts.task import Task, Taskset
 from ramify.contracts.tree import Outcome
+from ramify.envs.leak_probe import LeakProbe, Leaks, Solving
 from ramify.envs.options import RunOptions
 from ramify.envs.run import open_job
 
@@ -34,7 +35,9 @@ class AttackCheck(msgspec.Struct, frozen=True):
     """What became of one exploit against one task.
 
     `reward` is None where it could not be scored; then `problem` says why, and nothing is known.
-    `pays`: it got more than the task's least reward.
+    `pays`: it got more than the task's least reward. `found` says where the solution, or tests that
+    are hidden, lie in the agent's sandbox, `unseen` what was not looked into; only the attack
+    `HIDDEN_COPIES` has them, which is no exploit but a search.
     """
 
     task_id: str
@@ -45,7 +48,18 @@ class AttackCheck(msgspec.Struct, frozen=True):
     level: str | None
     pays: bool
     problem: str = ""
+    found: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
+    @property
+    def ok(self) -> bool:
+        """It was tried, and gained nothing."""
+        return not (self.pays or self.found or self.problem)
+
+
+HIDDEN_COPIES = "hidden-copies"
+"""The search for copies of solution and tests, by content (`leak_probe.py`)."""
+_COPIES_SHOW = "the solution, or a hidden test, lies in the agent's sandbox"
 
 _LEAVE = "import os; os._exit(0)"
 _PASS_ALL = """\
@@ -159,6 +173,8 @@ async def attack_tasks(
 ) -> AsyncGenerator[AttackCheck]:
     """Run every exploit against each task, at the level that is remembered for it.
 
+    Then look for copies of its solution and tests in the sandbox that its agent is given.
+
     Args:
         tasks: as for `ramify.run`.
         sandbox: a provider or its name.
@@ -177,17 +193,51 @@ async def attack_tasks(
             if isinstance(tasks, str | Path)
             else tasks
         )
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="ramify-attack-"))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ramify-attack-")))
         for name, exploit in EXPLOITS.items():
-            how = msgspec.structs.replace(
-                wanted, out=Path(scratch, name), repeats=1, agent_options={}
-            )
+            how = msgspec.structs.replace(wanted, out=scratch / name, repeats=1, agent_options={})
             line = shlex.join(["sh", "-c", exploit.script + _OVER])
             agent = compose.agent("program", {"command": line})
             async with open_job(tasks, agent=agent, sandbox=provider, options=how) as (job, _):
                 async with aclosing(job.stream()) as results:
                     async for result in results:
                         yield _found(name, exploit, result, taskset.get_task(result.task_id))
+        async with aclosing(_copies(tasks, provider, wanted, scratch)) as found:
+            async for check in found:
+                yield check
+
+
+async def _copies(
+    tasks: str | Path | Taskset, provider: SandboxProvider, wanted: RunOptions, scratch: Path
+) -> AsyncGenerator[AttackCheck]:
+    """Let the solution work, then look for what it made, and for it, where an agent starts."""
+    solving = Solving(compose.agent("oracle"))
+    probe = LeakProbe(solving.made)
+    for agent in (solving, probe):
+        how = msgspec.structs.replace(wanted, out=scratch / agent.name, repeats=1, agent_options={})
+        async with open_job(tasks, agent=agent, sandbox=provider, options=how) as (job, _):
+            async with aclosing(job.stream()) as results:
+                async for result in results:
+                    if agent is probe:
+                        yield _searched(result, probe.leaks.get(result.task_id))
+
+
+def _searched(result: RolloutResult, leaks: Leaks | None) -> AttackCheck:
+    problem = ""
+    if leaks is None:
+        problem = result.error.message if result.error else f"it ended as {result.outcome}"
+    return AttackCheck(
+        result.task_id,
+        HIDDEN_COPIES,
+        _COPIES_SHOW,
+        result.outcome,
+        None,
+        None,
+        False,
+        problem,
+        leaks.found if leaks else (),
+        leaks.unseen if leaks else (),
+    )
 
 
 def _found(name: str, exploit: Exploit, result: RolloutResult, task: Task) -> AttackCheck:

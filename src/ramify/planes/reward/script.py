@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from ramify.contracts.context import Context
 from ramify.contracts.errors import ConfigError, InfraError, InvalidRewardError, UnsupportedError
 from ramify.contracts.reward import RewardEvent, VerifyResult
 from ramify.contracts.sandbox import Sandbox
-from ramify.contracts.task import IsolationLevel, ScriptProfile, TaskPackage
+from ramify.contracts.task import Hardening, IsolationLevel, ScriptProfile, TaskPackage
 from ramify.contracts.tree import RolloutNode
 from ramify.planes.reward.native.harness import CODE_USER
 from ramify.planes.reward.native.run import NativeRun, Outcome
@@ -24,12 +24,13 @@ from ramify.planes.reward.stage import (
     Prepare,
     agent_sandbox,
     carry_outputs,
-    fresh_sandbox,
     frozen_sandbox,
     keep_in_place,
 )
+from ramify.planes.reward.testmount import Place, tests_sandbox
 
 _AGENT_FILES = (IsolationLevel.FILESYSTEM, IsolationLevel.LIVE)
+_NOT_FRESH = "writable: the file system is the agent's"
 
 
 class ScriptVerifier:
@@ -87,8 +88,9 @@ class ScriptVerifier:
 
     async def _verify(self, ctx: Context, package: TaskPackage, folder: Path) -> VerifyResult:
         level = _level(package, self._level)
-        async with self._stage(ctx, package, level) as (sandbox, carried):
-            runs = _Runs(ctx, package, folder, carried.paths, level, self._profile)
+        async with self._stage(ctx, package, level) as (place, carried):
+            sandbox = place.sandbox
+            runs = _Runs(ctx, package, folder, carried, level, self._profile, place.tests)
             try:
                 tested = await runs.test(sandbox)
             finally:
@@ -119,26 +121,33 @@ class ScriptVerifier:
     @asynccontextmanager
     async def _stage(
         self, ctx: Context, package: TaskPackage, level: IsolationLevel
-    ) -> AsyncGenerator[tuple[Sandbox, Carried]]:
+    ) -> AsyncGenerator[tuple[Place, Carried]]:
         match level:
             case IsolationLevel.LIVE:
                 await keep_in_place(ctx, package)
-                yield agent_sandbox(ctx)[0], Carried()
+                yield Place(agent_sandbox(ctx)[0], _NOT_FRESH), Carried()
             case IsolationLevel.FILESYSTEM:
                 await keep_in_place(ctx, package)
                 async with frozen_sandbox(ctx, package) as sandbox:
-                    yield sandbox, Carried()
+                    yield Place(sandbox, _NOT_FRESH), Carried()
             case IsolationLevel.OUTPUTS | IsolationLevel.WORKDIR:
-                async with fresh_sandbox(ctx, package, self._prepare) as sandbox:
-                    grading = package.verifier.grading
+                whole, hardening = level is IsolationLevel.WORKDIR, self._hardening(package)
+                async with tests_sandbox(
+                    ctx, package, self._prepare, hardening, workdir=whole
+                ) as place:
                     carried = await carry_outputs(
                         ctx,
                         package,
-                        sandbox,
-                        workdir=level is IsolationLevel.WORKDIR,
-                        owner=CODE_USER if grading is not None and grading.runner else None,
+                        place.sandbox,
+                        workdir=whole,
+                        owner=CODE_USER if _has_runner(package) else None,
+                        disarm=hardening is Hardening.ISOLATED,
                     )
-                    yield sandbox, carried
+                    yield place, carried
+
+    def _hardening(self, package: TaskPackage) -> Hardening:
+        """That of the test script; our own runner has ways of its own."""
+        return Hardening.PLAIN if _has_runner(package) else self._profile.hardening
 
     async def _baseline(self, ctx: Context, package: TaskPackage, folder: Path) -> str | None:
         """Why the tests are invalid on an untouched workspace; None when they are not.
@@ -149,10 +158,14 @@ class ScriptVerifier:
             key = (package.digest, package.at)
             if key not in self._baselines:
                 reason = None
-                async with fresh_sandbox(ctx, package, self._prepare) as sandbox:
+                hardening = self._hardening(package)
+                async with tests_sandbox(
+                    ctx, package, self._prepare, hardening, workdir=False
+                ) as place:
+                    level, profile = IsolationLevel.OUTPUTS, self._profile
+                    runs = _Runs(ctx, package, folder, Carried(), level, profile, place.tests)
                     try:
-                        level, profile = IsolationLevel.OUTPUTS, self._profile
-                        await _Runs(ctx, package, folder, (), level, profile).test(sandbox)
+                        await runs.test(place.sandbox)
                     except InvalidRewardError as error:
                         reason = error.reason
                 self._baselines[key] = reason
@@ -163,15 +176,16 @@ class ScriptVerifier:
 class _Runs:
     """Runs the tests in a sandbox, in the way that the package asks for.
 
-    `level` is None where nothing of an agent is in the sandbox.
+    `tests` says how they lie there.
     """
 
     ctx: Context
     package: TaskPackage
     folder: Path
-    carried: Sequence[str]
+    carried: Carried
     level: IsolationLevel
     profile: ScriptProfile
+    tests: str
 
     @property
     def distrusted(self) -> bool:
@@ -184,14 +198,17 @@ class _Runs:
             return await native.to_outcome()
         parsed, result = await self._script(sandbox).to_reward()
         # What a script does with the code that it tests is not known, so the worst is said.
-        hardening = {
+        hardening: dict[str, Any] = {
             "runner": None,
             "user": self.package.verifier.user or "root",
             "network": str(sandbox.spec.network.mode),
             "tools": "shared with the agent" if self.distrusted else "pristine",
             "report_channel": "open to the code under test",
             "profile": self.profile.hardening.value,
+            "tests": self.tests,
         }
+        if self.carried.disarmed:
+            hardening["taken_out_of_git"] = list(self.carried.disarmed)
         if self.profile.why:
             hardening["why"] = self.profile.why
         return Outcome(parsed, result, "in_process", hardening)
@@ -211,7 +228,7 @@ class _Runs:
             self.package,
             grading,
             self.folder,
-            self.carried,
+            self.carried.paths,
             distrusted=self.distrusted,
             beside_agent=self.level is IsolationLevel.LIVE,
         )
@@ -222,6 +239,11 @@ class _Runs:
         return ScriptRun(
             sandbox, self.ctx, self.package, self.folder, self.distrusted, live, hardening
         )
+
+
+def _has_runner(package: TaskPackage) -> bool:
+    grading = package.verifier.grading
+    return grading is not None and grading.runner is not None
 
 
 def _package(ctx: Context, level: IsolationLevel) -> TaskPackage:

@@ -23,6 +23,7 @@ from ramify.planes.reward.reports.grading import grade
 from ramify.planes.reward.reports.parse import parse_report
 from ramify.planes.reward.rewardfile import MAX_REWARD_BYTES, ParsedReward, parse_reward
 from ramify.planes.reward.stage import has_own_image, scratch_folder
+from ramify.planes.reward.testmount import lie_read_only
 from ramify.planes.reward.testoutput import parse_test_output
 from ramify.planes.reward.tests import small_files, tests_tree
 
@@ -120,6 +121,8 @@ class ScriptRun:
                 empty.chmod(0o755)
                 owner = self.package.verifier.user
                 await self.sandbox.upload(empty, HOME_DIR, owner=owner, clear=True)
+        if lie_read_only(self.sandbox):
+            return  # All of them came with the sandbox.
         if tests is not None:
             await self.sandbox.upload(tests, TESTS_DIR, clear=True)
         state = self.ctx.artifacts / WORLD_FILE

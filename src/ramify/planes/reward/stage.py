@@ -25,6 +25,7 @@ from ramify.contracts.frozen import Freezable, HandsOver
 from ramify.contracts.inside import ARTIFACTS_DIR, inside
 from ramify.contracts.result import KeptPath
 from ramify.contracts.sandbox import (
+    Mount,
     NetworkPolicy,
     Sandbox,
     SandboxProvider,
@@ -32,11 +33,13 @@ from ramify.contracts.sandbox import (
     TransferLimits,
 )
 from ramify.contracts.task import Artifact, TaskPackage
+from ramify.planes.reward.disarm import disarmed_in
 from ramify.planes.reward.final import keep_final, new_final, write_manifest
 
 Prepare = Callable[[Sandbox, Context], Awaitable[None]]
 """Brings a fresh sandbox to the task's start, as the world's `provision` did for the agent's."""
 
+_MAX_NOTES = 20
 _OUTPUT_LIMITS = TransferLimits(links="drop")
 _WORKDIR_LIMITS = TransferLimits(links="inside")
 
@@ -45,12 +48,14 @@ _WORKDIR_LIMITS = TransferLimits(links="inside")
 class Carried:
     """What crossed from the agent's sandbox: paths that did not exist, and entries left out.
 
-    `paths` are all that were to cross: whatever stands there is the agent's.
+    `paths` are all that were to cross: whatever stands there is the agent's. `disarmed` says what
+    was taken out of its git repositories.
     """
 
     absent: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    disarmed: tuple[str, ...] = ()
 
 
 def agent_sandbox(ctx: Context) -> tuple[Sandbox, SandboxProvider]:
@@ -62,14 +67,15 @@ def agent_sandbox(ctx: Context) -> tuple[Sandbox, SandboxProvider]:
 
 @asynccontextmanager
 async def fresh_sandbox(
-    ctx: Context, package: TaskPackage, prepare: Prepare
+    ctx: Context, package: TaskPackage, prepare: Prepare, mounts: tuple[Mount, ...] = ()
 ) -> AsyncGenerator[Sandbox]:
     """A locked-down sandbox on the pristine image, at the task's start; torn down on exit.
 
-    A separate verifier with an image of its own gets that, as it is.
+    A separate verifier with an image of its own gets that, as it is. `mounts` are laid over it.
     """
     sandbox, provider = agent_sandbox(ctx)
     spec = _verifier_spec(sandbox, provider, package)
+    spec = msgspec.structs.replace(spec, mounts=(*spec.mounts, *mounts))
     if has_own_image(package):
         image = await provider.prepare(spec)
     else:
@@ -136,12 +142,14 @@ async def carry_outputs(
     *,
     workdir: bool,
     owner: str | None = None,
+    disarm: bool = False,
 ) -> Carried:
     """Copy the declared outputs, and with `workdir` the work directory, into `target`.
 
     For a separate verifier the declared artifacts and /logs/artifacts are outputs too. Each
     replaces what stands at its path in `target`; one that the agent's sandbox does not have is
-    removed there too. With `owner` it is that user's, and open to every user there.
+    removed there too. With `owner` it is that user's, and open to every user there. With `disarm`
+    git repositories cross without what would run programs.
 
     Raises:
         InvalidRewardError: `no_evidence`, the agent's tree exceeds the limits on what may cross.
@@ -149,11 +157,10 @@ async def carry_outputs(
     """
     source, _ = agent_sandbox(ctx)
     root = posixpath.normpath(ctx.workdir)
-    outputs = _outputs(root, package)
-    if workdir:
-        outputs = [Artifact(root), *(o for o in outputs if not _is_below(o.source, root))]
+    outputs = _crossing(root, package, workdir)
     kept: list[KeptPath] = []
     dropped: list[str] = []
+    disarmed: list[str] = []
     folder = await new_final(ctx.artifacts)
     for index, output in enumerate(outputs):
         path = output.source
@@ -172,13 +179,32 @@ async def carry_outputs(
             raise InvalidRewardError("no_evidence", f"{path}: {error}") from error
         dropped += [f"{path}: {line}" for line in report.dropped]
         await asyncio.to_thread(_exclude, local, output)
+        if disarm:
+            name = posixpath.basename(path)
+            notes = await asyncio.to_thread(disarmed_in, local, name)
+            disarmed += [f"{path}: {note}" for note in notes]
         if owner is not None:
             await asyncio.to_thread(_open, local)
         await target.upload(local, path, owner=owner or package.verifier.user, clear=True)
         kept.append(entry)
     await write_manifest(ctx.artifacts, root, kept)
     absent = tuple(entry.path for entry in kept if not entry.place)
-    return Carried(absent, tuple(dropped), tuple(entry.path for entry in kept))
+    return Carried(
+        absent, tuple(dropped), tuple(entry.path for entry in kept), tuple(disarmed[:_MAX_NOTES])
+    )
+
+
+def crossing_paths(ctx: Context, package: TaskPackage, *, workdir: bool) -> list[str]:
+    """Paths inside that `carry_outputs` will replace."""
+    root = posixpath.normpath(ctx.workdir)
+    return [output.source for output in _crossing(root, package, workdir)]
+
+
+def _crossing(root: str, package: TaskPackage, workdir: bool) -> list[Artifact]:
+    outputs = _outputs(root, package)
+    if not workdir:
+        return outputs
+    return [Artifact(root), *(o for o in outputs if not _is_below(o.source, root))]
 
 
 async def keep_in_place(ctx: Context, package: TaskPackage) -> None:
