@@ -13,6 +13,7 @@ import attacks_python
 import attacks_readers
 import attacks_reward_file
 import attacks_sandbox
+import attacks_tests
 import attacks_world
 from attack_cases import Attack
 
@@ -20,6 +21,7 @@ ATTACKS: dict[str, Attack] = {}
 for module in (
     attacks_reward_file,
     attacks_readers,
+    attacks_tests,
     attacks_python,
     attacks_export,
     attacks_sandbox,

@@ -94,6 +94,8 @@ class _Parser:
             if byte not in _KEY and byte != ord("."):
                 raise BadConfigError("a strange name of a section")
             name.append(byte)
+        if not name:
+            raise BadConfigError("a section without a name")
         section, dot, subsection = bytes(name).lower().partition(b".")
         return section, subsection if dot else None
 
