@@ -17,7 +17,7 @@ from ramify.contracts.sandbox import Sandbox
 from ramify.contracts.task import Hardening, IsolationLevel, ScriptProfile, TaskPackage
 from ramify.contracts.tree import RolloutNode
 from ramify.planes.reward.native.harness import CODE_USER
-from ramify.planes.reward.native.run import NativeRun, Outcome
+from ramify.planes.reward.native.run import NativeRun, Outcome, tools_to_mount
 from ramify.planes.reward.scriptrun import ScriptRun
 from ramify.planes.reward.stage import (
     Carried,
@@ -127,9 +127,10 @@ class ScriptVerifier:
                 await keep_in_place(ctx, package)
                 yield Place(agent_sandbox(ctx)[0], _NOT_FRESH), Carried()
             case IsolationLevel.FILESYSTEM:
-                await keep_in_place(ctx, package)
-                async with frozen_sandbox(ctx, package) as sandbox:
-                    yield Place(sandbox, _NOT_FRESH), Carried()
+                async with tools_to_mount(ctx, package) as mounts:
+                    await keep_in_place(ctx, package)
+                    async with frozen_sandbox(ctx, package, mounts) as sandbox:
+                        yield Place(sandbox, _NOT_FRESH), Carried()
             case IsolationLevel.OUTPUTS | IsolationLevel.WORKDIR:
                 whole, hardening = level is IsolationLevel.WORKDIR, self._hardening(package)
                 async with tests_sandbox(

@@ -90,9 +90,12 @@ async def fresh_sandbox(
 
 
 @asynccontextmanager
-async def frozen_sandbox(ctx: Context, package: TaskPackage) -> AsyncGenerator[Sandbox]:
+async def frozen_sandbox(
+    ctx: Context, package: TaskPackage, mounts: tuple[Mount, ...] = ()
+) -> AsyncGenerator[Sandbox]:
     """A locked-down sandbox on the agent's frozen file system, with none of its processes.
 
+    `mounts` are laid over it; only where the provider can, and the sandbox is not handed over.
     The agent's sandbox is spent afterwards. Where it can be handed over, it goes on in place, with
     the verifier's privileges; else a frozen image carries the files, and is discarded on exit.
 
@@ -105,6 +108,7 @@ async def frozen_sandbox(ctx: Context, package: TaskPackage) -> AsyncGenerator[S
             "`filesystem` needs; choose another sandbox or another level"
         )
     spec = _verifier_spec(sandbox, provider, package)
+    spec = msgspec.structs.replace(spec, mounts=(*spec.mounts, *mounts))
     if isinstance(sandbox, HandsOver):
         try:
             copy = await sandbox.hand_over(spec)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import posixpath
 import secrets
 import shlex
 from collections.abc import AsyncGenerator, Sequence
@@ -17,11 +16,13 @@ import msgspec
 from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.context import Context
 from ramify.contracts.errors import ConfigError, InfraError, InvalidRewardError, UnsupportedError
+from ramify.contracts.frozen import HandsOver
 from ramify.contracts.inside import TESTS_DIR, WORLD_FILE
 from ramify.contracts.process import Process
 from ramify.contracts.sandbox import (
     MIB,
     ExecResult,
+    Mount,
     Sandbox,
 )
 from ramify.contracts.task import TaskPackage, TestGrading
@@ -40,21 +41,17 @@ from ramify.planes.reward.native.harness import (
     lay_harness,
     lay_tests,
 )
-from ramify.planes.reward.native.tools import OwnPython, bring_python
+from ramify.planes.reward.native.places import holds_tools, interpreters, program_path
+from ramify.planes.reward.native.tools import OwnPython, prepared_python
 from ramify.planes.reward.reports.grading import grade
 from ramify.planes.reward.rewardfile import ParsedReward
-from ramify.planes.reward.stage import has_own_image, scratch_folder
+from ramify.planes.reward.stage import agent_sandbox, scratch_folder
 from ramify.planes.reward.tests import tests_tree
 
-_USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OUTPUT_LIMIT = 8 * MIB
 _REPORT_LIMIT = 16 * MIB
 _READY_SEC = 30.0
 _LONGEST_PATH = 4096
-_TOOL_ROOTS = (
-    *("/bin", "/sbin", "/lib", "/lib64", "/etc", "/usr/bin", "/usr/sbin", "/usr/lib"),
-    *("/usr/lib64", "/usr/local/bin", "/usr/local/sbin", "/usr/local/lib"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +118,7 @@ class NativeRun:
             calls = await self._put(tests, canaries)
         await self._set_modes()
         nonce = secrets.token_hex(16)
-        own = await self._own_python()
-        async with self._broker(calls, own) as address:
+        async with self._own_python() as own, self._broker(calls, own) as address:
             result = await self._run(nonce, address, canaries.order, own)
         await asyncio.to_thread(_keep_output, self.folder, result)
         if result.timed_out:
@@ -231,43 +227,34 @@ class NativeRun:
             kill_leftovers=True,
         )
 
-    async def _own_python(self) -> OwnPython | None:
+    @asynccontextmanager
+    async def _own_python(self) -> AsyncGenerator[OwnPython | None]:
         """A Python that the agent had no hand in; None where the image's will do.
 
-        pytest may lie beside packages of the agent's, which it would find; so not for pytest.
         Processes of the agent would see it all the same; so not beside those.
         """
-        if not self.distrusted or self.beside_agent or self.grading.runner != "unittest":
-            return None
-        return await bring_python(self.ctx, self.package, self.sandbox, self._interpreters())
+        if not self.distrusted or self.beside_agent or not _has_own_python(self.grading):
+            yield None
+            return
+        wanted = interpreters(self.ctx, self.package, self.carried)
+        async with prepared_python(self.ctx, self.package, wanted) as prepared:
+            yield await prepared.bring(self.sandbox, self.ctx)
 
     def _python(self, program: str, own: OwnPython | None) -> list[str]:
         if own is not None:
             return [*own.argv, "-I", "-S", "-B", program]
         flags = ["-I", "-B", *(["-S"] if self._tools_shared() else [])]
         words = " ".join(shlex.quote(word) for word in [*flags, program])
-        line = f'for p in {self._interpreters()}; do [ -x "$p" ] && exec "$p" {words}; done; '
+        places = interpreters(self.ctx, self.package, self.carried)
+        line = f'for p in {places}; do [ -x "$p" ] && exec "$p" {words}; done; '
         return ["/bin/sh", "-c", line + "echo 'there is no python3 here' >&2; exit 127"]
 
-    def _interpreters(self) -> str:
-        if self.grading.python is not None:
-            return shlex.quote(self.grading.python)
-        return " ".join(shlex.quote(f"{place}/python3") for place in self._path().split(":"))
-
     def _path(self) -> str:
-        """The pristine image's PATH without what the agent's work may have put there."""
-        image = None if has_own_image(self.package) else self.ctx.image
-        own = image.env.get("PATH", _USUAL_PATH) if image else _USUAL_PATH
-        theirs = [self.ctx.workdir, *self.carried]
-        places = [p for p in own.split(":") if p.startswith("/") and not _overlap(p, theirs)]
-        return ":".join(places) or _USUAL_PATH
+        return program_path(self.ctx, self.package, self.carried)
 
     def _tools_shared(self) -> bool:
         """Whether the agent may have changed the interpreter or its libraries."""
-        python = [self.grading.python] if self.grading.python else []
-        return self.distrusted or any(
-            _overlap(place, self.carried) for place in (*_TOOL_ROOTS, *python)
-        )
+        return self.distrusted or holds_tools(self.carried, self.grading.python)
 
     def _timeout_sec(self) -> float:
         return self.package.verifier.timeout_sec * self.ctx.config.timeout_multiplier
@@ -296,6 +283,30 @@ class NativeRun:
         return found
 
 
+@asynccontextmanager
+async def tools_to_mount(ctx: Context, package: TaskPackage) -> AsyncGenerator[tuple[Mount, ...]]:
+    """What is to be mounted in a copy of the agent's file system, so that tests can run there.
+
+    None where it would have to be uploaded: for a provider that cannot mount, and where the agent's
+    sandbox goes on in place, whose mounts are settled.
+
+    Raises: as `prepared_python`.
+    """
+    grading = package.verifier.grading
+    sandbox, provider = agent_sandbox(ctx)
+    able = "ro" in provider.capabilities().mounts and not isinstance(sandbox, HandsOver)
+    if grading is None or not _has_own_python(grading) or not able:
+        yield ()
+        return
+    async with prepared_python(ctx, package, interpreters(ctx, package, ())) as prepared:
+        yield (prepared.mount,)
+
+
+def _has_own_python(grading: TestGrading) -> bool:
+    """pytest may lie beside packages of the agent's, which it would find; so not for pytest."""
+    return grading.runner == "unittest"
+
+
 def _check_user(heard: Heard) -> None:
     if heard.facts.get("uid") != TESTS_UID:
         raise InvalidRewardError("tampered", "the tests did not run as the user that they must")
@@ -309,16 +320,6 @@ async def _first_line(process: Process) -> str:
             break
         data += part
     return data.partition(b"\n")[0].decode(errors="replace")
-
-
-def _overlap(place: str, others: Sequence[str]) -> bool:
-    """Whether a path lies in one of the others, or one of them in it."""
-    one = posixpath.join(posixpath.normpath(place), "")
-    for other in others:
-        two = posixpath.join(posixpath.normpath(other), "")
-        if one.startswith(two) or two.startswith(one):
-            return True
-    return False
 
 
 def _keep_output(folder: Path, result: ExecResult) -> None:

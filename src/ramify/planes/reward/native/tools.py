@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
+import hashlib
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
+from ramify.contracts.config import ramify_home
 from ramify.contracts.context import Context
 from ramify.contracts.errors import InfraError, SandboxError
-from ramify.contracts.sandbox import MIB, Sandbox, TransferLimits
+from ramify.contracts.sandbox import MIB, Mount, Sandbox, SandboxImage, TransferLimits
 from ramify.contracts.task import TaskPackage
 from ramify.planes.reward.native.harness import HARNESS_DIR, SOURCES
-from ramify.planes.reward.stage import fresh_sandbox, scratch_folder
+from ramify.planes.reward.native.shelf import Shelf
+from ramify.planes.reward.stage import agent_sandbox, fresh_sandbox, has_own_image, scratch_folder
 
 _PLACE = f"{HARNESS_DIR}-python"
-_LIMITS = TransferLimits(max_bytes=512 * MIB, links="inside")
-_COPY_SEC = 60.0
+_LIMITS = TransferLimits(max_bytes=256 * MIB, max_entries=5000, links="inside")
+_COPY_SEC = 180.0
+
+
+class _Note(msgspec.Struct, frozen=True):
+    """What the program that makes a copy says of it; see inside/toolbox.py."""
+
+    packages: tuple[str, ...]
+    sources: tuple[tuple[str, int, int], ...]
+
+
+_decoder = msgspec.json.Decoder(_Note)
 
 
 class OwnPython(NamedTuple):
@@ -31,37 +45,93 @@ class OwnPython(NamedTuple):
     packages: Sequence[str]
 
 
-async def bring_python(
-    ctx: Context, package: TaskPackage, target: Sandbox, interpreters: str
-) -> OwnPython:
-    """Put a copy of the pristine image's Python into `target`.
+@dataclass(frozen=True, slots=True)
+class PreparedPython:
+    """A copy of the pristine image's Python on the host, which stays while this is held.
 
-    It has a directory, a loader and libraries of its own, so that nothing that the agent changed
-    or planted in its file system takes part: the interpreter, the standard library and the C
-    library are as the image has them.
+    It has a loader and libraries of its own, so that nothing that the agent changed or planted in
+    its file system takes part: the interpreter, the standard library and the C library are as the
+    image has them.
+    """
+
+    tree: Path
+    packages: tuple[str, ...]
+    mount: Mount
+    """Shows it where nobody can have put anything before. For a sandbox that is still to be."""
+
+    async def bring(self, target: Sandbox, ctx: Context) -> OwnPython:
+        """Have it in `target`, whose file system was an agent's: mounted there, else uploaded.
+
+        Raises: SandboxError.
+        """
+        source = self.mount.source
+        shown = [mount.target for mount in target.spec.mounts if mount.source == source]
+        place = shown[0] if shown else _PLACE
+        if not shown:
+            await target.upload(self.tree, place, clear=True)
+        async with scratch_folder(ctx) as folder:
+            (folder / "preload").touch()
+            await _empty_preload(target, folder / "preload")
+        argv = [f"{place}/bin/loader", "--library-path", f"{place}/so", f"{place}/bin/python3"]
+        return OwnPython(argv, self.packages)
+
+
+@asynccontextmanager
+async def prepared_python(
+    ctx: Context, package: TaskPackage, interpreters: str
+) -> AsyncGenerator[PreparedPython]:
+    """The copy of the Python of a task's pristine image; made once per image and user.
 
     Args:
         ctx: the rollout.
         package: the task's directory.
-        target: where it is to be; its file system was an agent's.
         interpreters: words of `/bin/sh`, the places where the image may have it.
 
     Raises:
         InfraError: the image has no Python that can be copied.
-        SandboxError: either sandbox failed.
+        SandboxError: the sandbox in which the copy is made failed.
     """
-    async with scratch_folder(ctx) as folder, fresh_sandbox(ctx, package, _as_it_is) as pristine:
-        packages = await _make_copy(pristine, interpreters)
-        top = folder / "python"
-        await pristine.download(_PLACE, top, limits=_LIMITS)
-        if not (top / "bin" / "loader").is_file():
+    sandbox, provider = agent_sandbox(ctx)
+    spec = sandbox.spec
+    if package.verifier.sandbox is not None and has_own_image(package):
+        spec = package.verifier.sandbox
+        image = await provider.prepare(spec)
+    else:
+        image = ctx.image or await provider.prepare(spec)
+
+    async def make(folder: Path) -> bytes:
+        async with fresh_sandbox(ctx, package, _as_it_is) as pristine:
+            note = await _make_copy(pristine, interpreters)
+            await pristine.download(_PLACE, folder, limits=_LIMITS)
+        if not (folder / "bin" / "loader").is_file():
             raise InfraError("the image's Python is started without a loader; it cannot be copied")
-        await asyncio.to_thread(_open, top)
-        await target.upload(top, _PLACE, clear=True)
-        (folder / "preload").touch()
-        await _empty_preload(target, folder / "preload")
-    argv = [f"{_PLACE}/bin/loader", "--library-path", f"{_PLACE}/so", f"{_PLACE}/bin/python3"]
-    return OwnPython(argv, packages)
+        return note
+
+    def still_good(note: bytes) -> bool:
+        # The digest of the host's own root does not tell each change of its files.
+        return not spec.host_root or all(
+            _stamp(path) == (size, changed) for path, size, changed in _decoder.decode(note).sources
+        )
+
+    shelf = Shelf(ramify_home() / "pythons")
+    async with shelf.hold(_key(provider.name, image, interpreters), make, still_good) as held:
+        tree, note = held
+        mount = Mount(str(tree), f"{_PLACE}-{os.urandom(8).hex()}")
+        yield PreparedPython(tree, _decoder.decode(note).packages, mount)
+
+
+def _key(provider: str, image: SandboxImage, interpreters: str) -> str:
+    made_by = (SOURCES / "toolbox.py").read_text()
+    facts = msgspec.json.encode([provider, image.digest, interpreters, made_by])
+    return hashlib.sha256(facts).hexdigest()[:32]
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    try:
+        info = os.stat(path)
+    except OSError:  # it is gone, or we may not see it: not what was copied
+        return None
+    return info.st_size, info.st_mtime_ns
 
 
 async def _empty_preload(target: Sandbox, nothing: Path) -> None:
@@ -79,21 +149,13 @@ async def _as_it_is(sandbox: Sandbox, ctx: Context) -> None:
     """The image alone is wanted, without what the task puts there."""
 
 
-async def _make_copy(pristine: Sandbox, interpreters: str) -> list[str]:
+async def _make_copy(pristine: Sandbox, interpreters: str) -> bytes:
     text = shlex.quote((SOURCES / "toolbox.py").read_text())
     start = f'exec "$p" -I -B -c {text} {_PLACE}'
     line = f'for p in {interpreters}; do [ -x "$p" ] && {start}; done'
     done = await pristine.exec(["/bin/sh", "-c", line], user="root", cwd="/", timeout_sec=_COPY_SEC)
     try:
-        return msgspec.json.decode(done.stdout, type=list[str])
+        return msgspec.json.encode(_decoder.decode(done.stdout))
     except msgspec.DecodeError as error:
         said = done.stderr[-300:].decode(errors="replace")
         raise InfraError(f"the image has no Python that can be copied: {said}") from error
-
-
-def _open(top: Path) -> None:
-    """Everybody may read and start it."""
-    for path in (top, *top.rglob("*")):
-        if not path.is_symlink():
-            program = path.is_dir() or path.parent.name in ("bin", "so")
-            path.chmod(0o755 if program else 0o644)
