@@ -54,10 +54,12 @@ def fetched(projects: Path, name: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if name != "iniconfig":  # that one needs Python alone
             subprocess.run([_SCRIPT, "--tools"], check=True, capture_output=True)
-        if not (there := projects / f"{name}.fetched").exists():  # another worker may verify it now
-            subprocess.run([_SCRIPT, projects, name], check=True, capture_output=True)
+        made_by = _SCRIPT.read_bytes() + (_ROOT / "dev" / "projects" / f"{name}.yaml").read_bytes()
+        place = projects / hashlib.sha256(made_by).hexdigest()[:12]
+        if not (there := place / f"{name}.fetched").exists():  # another worker may verify it now
+            subprocess.run([_SCRIPT, place, name], check=True, capture_output=True)
             there.touch()
-    return projects / name
+    return place / name
 
 
 def digest(tree: Path) -> str:

@@ -60,6 +60,29 @@ class Process(Protocol):
         ...
 
 
+class Usage(msgspec.Struct, frozen=True):
+    """What a command and everything it started used, as the kernel counted it at their ends.
+
+    `cpu_ms` is CPU time of user and system, in milliseconds. `peak_rss` is what the largest single
+    process of it held in memory at most, in bytes; None where that is less than `least_rss`, the
+    bytes that starting a process takes. Processes whose parent ignores SIGCHLD are not in it.
+    """
+
+    cpu_ms: int
+    peak_rss: int | None
+    least_rss: int
+
+
+@runtime_checkable
+class KnowsUsage(Protocol):
+    """A `Process` that can tell what it used."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """Once `aclose` has returned: what all of it used; None where that was lost."""
+        ...
+
+
 @runtime_checkable
 class KnowsMemory(Protocol):
     """A `Process` that can tell why it was killed."""

@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ramify.contracts.errors import SandboxLostError
-from ramify.contracts.process import (
-    KnowsMemory,
-    Process,
-)
+from ramify.contracts.process import KnowsMemory, KnowsUsage, Process, Usage
 from ramify.contracts.sandbox import Sandbox
 
 TIMED_OUT = 124
@@ -153,6 +150,11 @@ class Running:
         finally:
             self._drainer.cancel()
             await asyncio.wait({self._drainer})
+
+    @property
+    def usage(self) -> Usage | None:
+        """What all of it used, once it is closed; None where that cannot be had."""
+        return self._process.usage if isinstance(self._process, KnowsUsage) else None
 
     def _oom_killed(self) -> bool:
         return isinstance(self._process, KnowsMemory) and self._process.oom_killed

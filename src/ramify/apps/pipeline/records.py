@@ -139,6 +139,8 @@ class StepReport(msgspec.Struct, frozen=True):
 
     `exit_code` is 124 after a timeout, 128+n after signal n; None where it did not run. `log` is
     relative to the run's directory. `leftover_processes` counts what was still alive at its end.
+    `cpu_ms` is CPU time of all its processes, `peak_rss` what the largest of them held in memory at
+    most, in bytes, as the kernel counted both; None with the reason in `not_measured`.
     """
 
     name: str
@@ -154,6 +156,9 @@ class StepReport(msgspec.Struct, frozen=True):
     log: str | None = None
     log_bytes: int = 0
     log_dropped_bytes: int = 0
+    peak_rss: int | None = None
+    cpu_ms: int | None = None
+    not_measured: str | None = None
     leftover_processes: int = 0
     write_violations: tuple[WriteViolation, ...] = ()
     error: str | None = None

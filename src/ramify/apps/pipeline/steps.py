@@ -111,9 +111,10 @@ class Steps:
     async def aclose(self) -> None:
         """End what steps left in the background. Idempotent."""
         while self._background:
-            _number, running, log = self._background.pop()
+            number, running, log = self._background.pop()
             try:
                 await running.aclose()
+                self.reports[number] = _measured(self.reports[number], running)
             finally:
                 await log.aclose()
 
@@ -179,6 +180,8 @@ class Steps:
             write_violations=tuple(violations),
             error=None if verdict.passed else verdict.message,
         )
+        if not kept:
+            report = _measured(report, running)
         self.reports.append(report)
         self.tell.step_ended(report, number)
         return verdict
@@ -246,6 +249,21 @@ class Steps:
         violations = tuple(WriteViolation(c.path, c.kind, report.name) for c in changes)
         self.reports[index] = _failed(report, violations, message)
         return Verdict("write_violation", message)
+
+
+def _measured(report: StepReport, running: Running) -> StepReport:
+    """With what a step used, all of which has ended."""
+    usage = running.usage
+    if usage is None:
+        why = "the sandbox does not tell what it used, or the process that counts was killed"
+        return msgspec.structs.replace(report, not_measured=why)
+    least = f"no process of it held more than {usage.least_rss} bytes, which starting one takes"
+    return msgspec.structs.replace(
+        report,
+        peak_rss=usage.peak_rss,
+        cpu_ms=usage.cpu_ms,
+        not_measured=least if usage.peak_rss is None else None,
+    )
 
 
 def _failed(report: StepReport, violations: tuple[WriteViolation, ...], message: str) -> StepReport:

@@ -63,7 +63,8 @@ class Event(NamedTuple):
 
     `kind`: `started` (value: pid), `failed` (value: 126 or 127, text: why), `ended` (value: wait
     status of the command's own process), `gone` (nothing is left; value 1: some could not be
-    killed in time).
+    killed in time; text: milliseconds of CPU that all of it used, bytes that the largest process
+    of it held at most, and bytes below which that is not known; empty where that was lost).
     """
 
     job: Job
@@ -229,7 +230,7 @@ class Jobs:
                 self._idle.append(nanny.sock.fileno())
             else:
                 self._forget(nanny)
-            return Event(job, "gone", 0)
+            return Event(job, "gone", 0, rest.decode("ascii", "replace"))
         job.ended = True
         value, _, text = rest.partition(b" ")
         if kind == b"F":

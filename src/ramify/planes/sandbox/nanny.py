@@ -27,6 +27,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NOT_FOUND, CANNOT_RUN = 127, 126
 _PR_SET_DUMPABLE = 4
 _LARGEST_REQUEST = 64 * 1024
+_STARTING = 2 * 1024  # KiB that a copy of this process may grow by before it becomes a command
 _SIGNALS = [n for n in range(1, 32) if n not in (signal.SIGKILL, signal.SIGSTOP)]
 
 
@@ -245,7 +246,11 @@ def _nanny_dies(_number: int, _frame: object) -> None:
 
 
 def _serve(command: Command, sock: socket.socket) -> None:
-    """Start the command, report, then reap until nothing is left."""
+    """Start the command, report, then reap until nothing is left, and tell what all of it used.
+
+    What a process held before it became the command counts as its own to the kernel: a copy of
+    this one. So a peak that is not above that is no peak of the command.
+    """
     pid, failure = _start_command(command)
     for fd in set(command.fds):
         os.close(fd)
@@ -253,14 +258,18 @@ def _serve(command: Command, sock: socket.socket) -> None:
         sock.send(b"F " + failure)
     elif command.announce:
         sock.send(b"S %d" % pid)
+    cpu_sec, peak_kib = 0.0, 0
     while True:
         try:
-            ended, status = os.waitpid(-1, 0)
+            ended, status, used = os.wait4(-1, 0)
         except ChildProcessError:
             break
+        cpu_sec += used.ru_utime + used.ru_stime
+        peak_kib = max(peak_kib, used.ru_maxrss)
         if ended == pid and not failure:
             sock.send(b"E %d" % status)
-    sock.send(b"I")
+    least_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + _STARTING
+    sock.send(b"I %d %d %d" % (cpu_sec * 1000, peak_kib * 1024, least_kib * 1024))
 
 
 def nanny_process(first: Command, sock: socket.socket) -> None:

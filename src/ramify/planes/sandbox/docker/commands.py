@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ramify.contracts.errors import SandboxError, SandboxLostError
-from ramify.contracts.process import PtySize
+from ramify.contracts.process import PtySize, Usage
 from ramify.contracts.sandbox import ExecResult
 from ramify.planes.sandbox.capture import Capture
 from ramify.planes.sandbox.docker.link import Channel, Event, Link
+from ramify.planes.sandbox.usage import read_usage
 
 TIMED_OUT = 124
 
@@ -125,11 +126,10 @@ async def spawn(link: Link, line: CommandLine, pty: PtySize | None) -> ChannelPr
     try:
         async with asyncio.timeout(_START_SEC):
             event = await channel.until("started", "failed", "ended")
-        pid = event.get("pid")
+        # One that killed whoever tells has ended, and was started all the same.
+        pid = 0 if event["event"] == "ended" else event.get("pid")
         if event["event"] == "failed":
             raise SandboxError(f"cannot start {line.argv[0]!r}: {_text(event)}")
-        if event["event"] == "ended":
-            raise SandboxError(f"{line.argv[0]!r} was killed while it was being started")
         if not isinstance(pid, int):
             raise SandboxLostError("the supervisor answered with nonsense")
     except BaseException as error:
@@ -149,6 +149,7 @@ class ChannelProcess:
         self._stdin_open = True
         self._closed = False
         self._oom_killed = False
+        self._usage: Usage | None = None
 
     @property
     def oom_killed(self) -> bool:
@@ -156,8 +157,13 @@ class ChannelProcess:
         return self._oom_killed
 
     @property
+    def usage(self) -> Usage | None:
+        """Once it is closed: what all of it used."""
+        return self._usage
+
+    @property
     def pid(self) -> int:
-        """Process id inside."""
+        """Process id inside; 0 where it ended before that was told."""
         return self._pid
 
     async def write(self, data: bytes) -> None:
@@ -203,6 +209,8 @@ class ChannelProcess:
         self._closed = True
         try:
             await kill(self._channel)
+            gone = await self._channel.until("gone")
+            self._usage = read_usage(gone.get("used"))
         except SandboxLostError:
             return  # then nothing of it is alive either
         finally:

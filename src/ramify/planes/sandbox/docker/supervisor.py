@@ -266,7 +266,7 @@ class Supervisor:
                 self._drained(channel)
             elif kind == "gone":
                 del self._by_job[job]
-                self._tell(channel, event="gone", unkillable=value)
+                self._tell(channel, event="gone", unkillable=value, used=text)
 
     def _drained(self, channel: _Channel) -> None:
         """Report the end of a command, after what it wrote where the engine waits for that."""

@@ -7,10 +7,11 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ramify.contracts.process import PtySize
+from ramify.contracts.process import PtySize, Usage
 from ramify.planes.sandbox.local.control import Control, Reply
 from ramify.planes.sandbox.local.wire import Message
 from ramify.planes.sandbox.processes import KILL_DEADLINE_SEC
+from ramify.planes.sandbox.usage import read_usage
 
 
 class Request(NamedTuple):
@@ -51,6 +52,7 @@ class RunningJob:
         self.ended: asyncio.Future[Reply] = loop.create_future()
         self.gone: asyncio.Future[None] = loop.create_future()
         self.terminal = -1
+        self.usage: Usage | None = None
         self.id = control.request(self._reply, message, fds)
 
     def _reply(self, reply: Reply) -> None:
@@ -63,6 +65,8 @@ class RunningJob:
             return
         if not self.ended.done():
             self.ended.set_result(reply)
+        if reply.event == "gone":
+            self.usage = read_usage(reply.text)
         if reply.event in ("failed", "gone", "lost"):
             self._control.forget(self.id)
             if not self.gone.done():

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 
 from ramify.contracts.errors import SandboxError, SandboxLostError
-from ramify.contracts.process import PtySize
+from ramify.contracts.process import PtySize, Usage
 from ramify.planes.sandbox.inside import resize_terminal
 from ramify.planes.sandbox.local.job import Request, RunningJob, exit_code
 from ramify.planes.sandbox.local.streams import FdReader, FdWriter
@@ -87,6 +87,11 @@ class LocalProcess:
     def oom_killed(self) -> bool:
         """Whether anything in the sandbox was killed for memory since it was started."""
         return self._oom_kills() > self._kills_before
+
+    @property
+    def usage(self) -> Usage | None:
+        """Once it is closed: what all of it used."""
+        return self._job.usage
 
     @property
     def is_terminal(self) -> bool:
