@@ -17,12 +17,13 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import msgspec
 
 from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.errors import StoreError
+from ramify.contracts.plain import encoded, plain
 from ramify.engine.lines import read_lines, seal, sound_length
 
 _LINGER_SEC = 0.01  # how long a record that nobody waits for may wait for company
@@ -128,9 +129,9 @@ class Journal:
     def append(self, record: Any) -> None:
         """Add a record. It is written within milliseconds and durable after the next `commit`.
 
-        Safe from any thread, returns at once, and raises only once closed (StoreError): values
-        that JSON has no form for are written as their repr, and text that is not Unicode with
-        replacement characters. After a failed write it stays in memory until writing works.
+        Safe from any thread, returns at once, and raises only once closed (StoreError): what JSON
+        cannot hold is written as `contracts.plain` has it. After a failed write it stays in memory
+        until writing works.
         """
         self._append(record, None)
 
@@ -218,10 +219,10 @@ class Journal:
             record, members, payloads = self._spill.split(record)
             del buffer[start:]
             self._encoder.encode_into(record, buffer, -1)
-        except (ValueError, TypeError, OverflowError):
+        except Exception:
             # Text with lone surrogates, mostly: hostile output must not stop the recording.
             del buffer[start:]
-            buffer += self._encoder.encode(_plain(record))
+            buffer += encoded(plain(record))
             seal(buffer, start)
             return
         seal(buffer, start, members)
@@ -372,19 +373,3 @@ def _resolve(waiters: list[Waiter], failure: StoreError | None) -> None:
             waiter.set_result(None)
         else:
             waiter.set_exception(StoreError(*failure.args))
-
-
-def _plain(value: Any) -> Any:
-    """The record as built-in values that JSON can hold whatever is in it."""
-    return _clean(msgspec.to_builtins(value, enc_hook=repr))
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, dict):
-        members = cast("dict[Any, Any]", value)
-        return {_clean(key): _clean(item) for key, item in members.items()}
-    if isinstance(value, list | tuple):
-        return [_clean(item) for item in cast("list[Any]", value)]
-    return value

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from enum import Enum
 from typing import Any, TypeVar, cast
 
 import msgspec
+
+from ramify.contracts.plain import DEEPEST, TOO_DEEP, shown
 
 T = TypeVar("T")
 
 _MASK = "[redacted]"
 _SHORTEST = 6
+
+_OURS = frozenset(
+    {
+        "rollout_id", "job_id", "task_id", "config_hash", "trajectory_hash", "agent", "model",
+        "sandbox", "role", "space", "granularity", "unit", "phase", "code", "snapshot", "digest",
+        "place",
+    }
+)  # fmt: skip
+"""Fields of records that name things of ours, or hold one of a few words: what they say is known
+anyway, and a record in which they were replaced would belong to nothing (a password may well be
+`postgres`)."""
 
 _SECRET_NAME = re.compile(
     r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?(_\d+)?$", re.IGNORECASE
@@ -87,16 +101,17 @@ class Redactor:
         return text
 
     def clean(self, value: T) -> T:
-        """The value with every string in it redacted, however deep, keys included.
+        """The value with every string in it redacted, keys included. Never raises.
 
         Records, mappings, lists, tuples, sets and bytes are looked into and copied only where
         something changed. An object of any other type whose text holds a secret is replaced by
-        its redacted text.
+        its redacted text, and what is nested more than 64 deep by a note. Enumerations, and fields
+        of records that say what these are about (`rollout_id`, `role`, ...), stay as they are.
         """
-        return cast("T", self._clean(value))
+        return cast("T", self._clean(value, DEEPEST))
 
-    def _clean(self, value: Any) -> Any:
-        if value is None or isinstance(value, bool | int | float):
+    def _clean(self, value: Any, depth: int) -> Any:
+        if value is None or isinstance(value, bool | int | float | Enum):
             return value
         if isinstance(value, str):
             return self.text(value)
@@ -104,30 +119,39 @@ class Redactor:
             text = value.decode("utf-8", "surrogateescape")
             redacted = self.text(text)
             return value if redacted is text else redacted.encode("utf-8", "surrogateescape")
-        if isinstance(value, msgspec.Struct):
-            return self._clean_record(value)
-        if isinstance(value, dict):
-            items = cast("dict[Any, Any]", value).items()
-            pairs = [(self._clean(key), self._clean(item)) for key, item in items]
-            same = all(a is c and b is d for (a, b), (c, d) in zip(pairs, items, strict=True))
-            return cast("object", value) if same else dict(pairs)
-        if isinstance(value, list | tuple | set | frozenset):
-            return self._clean_items(cast("Collection[Any]", value))
-        text = str(value)
+        if isinstance(value, msgspec.Struct | dict | list | tuple | set | frozenset):
+            return self._clean_container(value, depth - 1) if depth else TOO_DEEP
+        try:
+            text = str(value)
+        except Exception:
+            text = shown(value)
+            return self.text(text)
         redacted = self.text(text)
         return value if redacted == text else redacted
 
-    def _clean_record(self, record: msgspec.Struct) -> msgspec.Struct:
+    def _clean_container(self, value: Any, depth: int) -> Any:
+        if isinstance(value, msgspec.Struct):
+            return self._clean_record(value, depth)
+        if isinstance(value, dict):
+            items = cast("dict[Any, Any]", value).items()
+            pairs = [(self._clean(key, depth), self._clean(item, depth)) for key, item in items]
+            same = all(a is c and b is d for (a, b), (c, d) in zip(pairs, items, strict=True))
+            return cast("object", value) if same else dict(pairs)
+        return self._clean_items(cast("Collection[Any]", value), depth)
+
+    def _clean_record(self, record: msgspec.Struct, depth: int) -> msgspec.Struct:
         changed: dict[str, Any] = {}
         for name in record.__struct_fields__:
+            if name in _OURS:
+                continue
             before: Any = getattr(record, name)
-            after = self._clean(before)
+            after = self._clean(before, depth)
             if after is not before:
                 changed[name] = after
         return msgspec.structs.replace(record, **changed) if changed else record
 
-    def _clean_items(self, items: Collection[Any]) -> Collection[Any]:
-        cleaned = [self._clean(item) for item in items]
+    def _clean_items(self, items: Collection[Any], depth: int) -> Collection[Any]:
+        cleaned = [self._clean(item, depth) for item in items]
         if all(a is b for a, b in zip(cleaned, items, strict=True)):
             return items
         kind = cast("Callable[..., Collection[Any]]", type(items))
