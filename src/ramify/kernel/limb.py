@@ -12,14 +12,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import msgspec
-
 from ramify.contracts.agent import Checkpointable, StopReason
 from ramify.contracts.context import Context
 from ramify.contracts.environment import Forkable
 from ramify.contracts.errors import AgentTimeoutError, RewardFailedError
 from ramify.contracts.events import CheckpointEvent, Phase, WorldEvent
 from ramify.contracts.inside import WORLD_FILE
+from ramify.contracts.plain import encoded
 from ramify.contracts.reward import Reward, RewardEvent, VerifyResult, pending_parts
 from ramify.contracts.tree import Fidelity, NodeStatus, Outcome, RolloutNode, Step, StepKind
 from ramify.kernel.cut import Cut, Standing, World, revive, take_cut, until_healthy
@@ -332,7 +331,7 @@ class Limb:
         state = await world.environment.describe()
         place = f"worlds/{self.grove.plan.item.fence}-{node}.json"
         path = self.grove.artifacts / place
-        await asyncio.to_thread(_write, path, msgspec.json.encode(state))
+        await asyncio.to_thread(_write, path, encoded(state))
         now = self.ctx.clock.now()
         self.ctx.observer.emit(WorldEvent(self.ctx.rollout_id, now, node, place))
 
@@ -341,7 +340,7 @@ class Limb:
         state = await world.environment.query() if world.environment is not None else {}
         if state:
             path = ctx.artifacts / WORLD_FILE
-            await asyncio.to_thread(_write, path, msgspec.json.encode(state))
+            await asyncio.to_thread(_write, path, encoded(state))
 
     # Ending
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
-import msgspec
-
 from ramify.contracts.messages import Message, Usage
+from ramify.contracts.plain import encoded
 from ramify.contracts.reward import RewardEvent
 from ramify.contracts.tree import NodeStatus, Step
 from ramify.kernel.tree import Tree
@@ -69,7 +68,7 @@ def trajectory_hash(tree: Tree) -> str:
     first: branches that run side by side get their ids in any order.
     """
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(msgspec.json.encode(tree.opening))
+    digest.update(encoded(tree.opening))
     places = {0: 0}
     queue = tree.children(0)[::-1]
     while queue:
@@ -78,6 +77,6 @@ def trajectory_hash(tree: Tree) -> str:
         places[node] = len(places)
         if parent is not None and step is not None:
             content = (places[parent], step.kind, step.action, step.role, step.messages)
-            digest.update(msgspec.json.encode(content))
+            digest.update(encoded(content))
         queue.extend(tree.children(node)[::-1])
     return digest.hexdigest()
