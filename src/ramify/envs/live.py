@@ -174,7 +174,7 @@ async def open_rollout(
             yield LiveRollout(limb, family)
         finally:
             await uninterrupted(_end(limb, family))
-            await stand.store.record(result_of(limb, now))
+            await stand.store.record(stand.worker.redactor.clean(result_of(limb, now)))
 
 
 def _only(slots: Sequence[tuple[str, int]], make: Callable[[str, int], Any]) -> Any:

@@ -9,7 +9,8 @@ import random
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ from ramify import compose
 from ramify.contracts.agent import Agent
 from ramify.contracts.config import SkillMode
 from ramify.contracts.context import Clock
-from ramify.contracts.errors import ConfigError, UnsupportedError, UsageError
+from ramify.contracts.errors import ConfigError, UnknownNameError, UnsupportedError, UsageError
 from ramify.contracts.model import Model
 from ramify.contracts.reward import Described, Reward
 from ramify.contracts.sandbox import Capabilities, SandboxProvider, SandboxSpec
@@ -222,9 +223,25 @@ def _place(tasks: str | Path | Taskset) -> str:
 
 def _slots(task_ids: Sequence[str], options: RunOptions) -> list[tuple[str, int]]:
     if options.sampler is not None:
-        return list(options.sampler(task_ids))
+        return _checked(list(options.sampler(task_ids)), set(task_ids))
     order = "shuffled" if options.shuffle else "given"
     return list(TaskSampler(task_ids, options.seed, order, options.roots))
+
+
+def _checked(slots: list[tuple[str, int]], known: Set[str]) -> list[tuple[str, int]]:
+    """What a sampler gave. Raises UsageError for what cannot be run, or not twice at once."""
+    for task_id, repeat in slots:
+        if task_id not in known:
+            raise UnknownNameError("task", task_id, known)
+        if repeat < 0:
+            raise UsageError(f"the sampler gave repeat {repeat} of {task_id}; they count from 0")
+    if len(set(slots)) < len(slots):
+        [(slot, times)] = Counter(slots).most_common(1)
+        raise UsageError(
+            f"the sampler gave repeat {slot[1]} of {slot[0]} {times} times; number repeats of a "
+            "task anew each time it is drawn, as TaskSampler does"
+        )
+    return slots
 
 
 def _choose(taskset: Taskset, options: RunOptions) -> list[Task]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,9 @@ from ramify.contracts.task import Task, Taskset
 from ramify.engine.cancel import Cancellation
 from ramify.engine.clock import SystemClock
 from ramify.engine.executor import Executor
+from ramify.engine.observe import RedactingObserver
 from ramify.engine.reading import JobReader, JobRecord, read_job
+from ramify.engine.redact import Redactor
 from ramify.engine.revisions import LeafScore, Overlay, Revision, comparable
 from ramify.engine.store import Store
 from ramify.engine.summary import summarise
@@ -101,9 +104,11 @@ async def score_records(
         out = job / "scores" / secrets.token_hex(4)
         store = await Store.create_or_open(out, _record(record, config, clock, tasks))
         stack.push_async_callback(store.aclose)
-        around = Surroundings(clock, Cancellation(), store.observer, resources=wanted.resources)
+        redactor = Redactor(env=os.environ)
+        observer = RedactingObserver(store.observer, redactor)
+        around = Surroundings(clock, Cancellation(), observer, resources=wanted.resources)
         taskset = _taskset(tasks, record)
-        work = _Scoring(job, reader, scorer, store, around, taskset)
+        work = _Scoring(job, reader, scorer, store, around, taskset, redactor)
         started = clock.monotonic()
         after = await work.run(found, wanted.concurrency)
         wall = clock.monotonic() - started
@@ -127,6 +132,7 @@ class _Scoring:
     store: Store
     around: Surroundings
     taskset: Taskset | None
+    redactor: Redactor
     unknown: set[str] = field(default_factory=set[str])
 
     async def run(
@@ -146,7 +152,7 @@ class _Scoring:
 
     async def _score(self, results: Sequence[RolloutResult]) -> list[RolloutResult]:
         rollouts = await asyncio.to_thread(self._read, results)
-        revisions = await score_together(rollouts, self.reward)
+        revisions = self.redactor.clean(await score_together(rollouts, self.reward))
         return [await self._write(*pair) for pair in zip(rollouts, revisions, strict=True)]
 
     def _read(self, results: Sequence[RolloutResult]) -> list[RecordedRollout]:
@@ -177,7 +183,7 @@ class _Scoring:
             fence=self.store.next_fence(),
         )
         now = self.around.clock.now()
-        observer = self.store.observer
+        observer = self.around.observer
         observer.emit(LeaseEvent(result.rollout_id, now, 1, result.fence, result.seed))
         events = await asyncio.to_thread(self._events, rollout, revision)
         for event in events:

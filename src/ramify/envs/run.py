@@ -118,7 +118,9 @@ async def open_stand(
         metrics = Metrics()
         sinks: list[Observer] = [store.observer, metrics, LoggingObserver(), *observers]
         if on_event is not None:
-            callbacks = CallbackObserver([on_event], store.observer, clock)
+            callbacks = CallbackObserver(
+                [on_event], RedactingObserver(store.observer, redactor), clock
+            )
             sinks.append(await stack.enter_async_context(callbacks))
         observer = RedactingObserver(FanOut(sinks), redactor)
         if plan.unenforced:
@@ -133,7 +135,7 @@ async def open_stand(
         fleets = compose.fleets(plan.path / WORLDS)
         stack.push_async_callback(fleets.aclose)
         worker = RolloutWorker(
-            plan, store, observer, clock, scope, store.ready, place, fleets, planned
+            plan, store, observer, clock, scope, store.ready, place, fleets, redactor, planned
         )
         yield Stand(plan, store, observer, metrics, worker, budgets, clock, scope)
 
@@ -210,7 +212,8 @@ async def _siblings(stand: Stand) -> AsyncGenerator[Siblings | None]:
     revisions = Revisions(plan.path)
     try:
         concurrency = plan.options.concurrency
-        yield Siblings(plan.tasks, stand.store, revisions, around, concurrency)
+        clean = stand.worker.redactor.clean
+        yield Siblings(plan.tasks, stand.store, revisions, around, concurrency, clean)
     finally:
         await revisions.aclose()
 

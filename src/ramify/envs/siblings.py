@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence, Set
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -38,6 +38,7 @@ class Siblings:
         revisions: where completed scores are written.
         around: what the contexts of rewards have in common.
         concurrency: tasks that are completed at once.
+        clean: keeps secrets out of what is written.
     """
 
     tasks: Mapping[str, PlannedTask]
@@ -45,6 +46,7 @@ class Siblings:
     revisions: Revisions
     around: Surroundings
     concurrency: int
+    clean: Callable[[Revised], Revised]
     _before: Set[str] = field(default_factory=set[str])
     _reader: JobReader | None = None
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -99,17 +101,18 @@ class Siblings:
         compares = isinstance(batch.reward, GroupReward) and batch.reward.compares
         async with self._reading:
             rollouts = await asyncio.to_thread(self._read, batch.results)
-        revised = await score_together(rollouts, batch.reward, once=True)
+        scored = await score_together(rollouts, batch.reward, once=True)
         siblings = sorted((one.result.rollout_id, one.result.fence) for one in rollouts)
-        await self.revisions.record(
+        revised = self.clean(
             Revised(
                 task_id=batch.results[0].task_id,
                 at=self.around.clock.now(),
-                rollouts=tuple(revised),
+                rollouts=tuple(scored),
                 siblings=tuple(siblings) if compares else (),
             )
         )
-        final = {one.result.rollout_id: one.result for one in revised}
+        await self.revisions.record(revised)
+        final = {one.result.rollout_id: one.result for one in revised.rollouts}
         return [final.get(result.rollout_id, result) for result in batch.results]
 
     def _read(self, results: Sequence[RolloutResult]) -> list[RecordedRollout]:

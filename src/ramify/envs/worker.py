@@ -11,6 +11,7 @@ from ramify.contracts.context import CancelScope, Clock, Context
 from ramify.contracts.events import Observer
 from ramify.contracts.result import RolloutResult, WorkItem
 from ramify.contracts.task import TaskPackage
+from ramify.engine.redact import Redactor
 from ramify.engine.store import Store
 from ramify.envs.options import PLANNED
 from ramify.envs.plan import (
@@ -43,6 +44,7 @@ class RolloutWorker:
         ready: awaited after each step, for backpressure.
         extra_place: waits for leave to run one more path side by side.
         fleets: the services that rollouts share (`compose.fleets`).
+        redactor: keeps secrets out of results; events that `observer` gets go through it there.
         planned: decides where rollouts branch, where that is planned.
     """
 
@@ -54,17 +56,21 @@ class RolloutWorker:
     ready: Callable[[], Awaitable[None]]
     extra_place: Extra
     fleets: object
+    redactor: Redactor
     planned: PlannedBranches | None = None
 
     async def __call__(self, item: WorkItem) -> RolloutResult:
-        """Run one attempt. Returns a result, whatever happens but cancellation of the task."""
+        """Run one attempt. Whatever happens in it becomes a result, without secrets.
+
+        Raises StoreError (there is no room for its artifacts), and the cancellation of the task.
+        """
         plan, ctx = self.prepare(item)
         if self.planned is None:
-            return await run_rollout(plan, ctx)
+            return self.redactor.clean(await run_rollout(plan, ctx))
         policy = await self.planned.policy(item)
         result = await run_rollout(replace(plan, policy=policy), ctx)
         self.planned.finished(result, plan.recorder.tree)
-        return result
+        return self.redactor.clean(result)
 
     def prepare(self, item: WorkItem) -> tuple[RolloutPlan, Context]:
         """The parts of one attempt; nothing of it runs yet."""
