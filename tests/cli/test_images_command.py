@@ -33,8 +33,10 @@ def test_an_image_comes_is_listed_and_goes(ramify: CommandLine, tmp_path: Path, 
     assert (image["names"], image["size_bytes"], image["layers"]) == (["mine:latest"], 3, 1)
     assert ramify("images", "list", "--json").records == [image]
     assert "mine:latest" in ramify("images", "list").out
-    assert ramify("images", "remove", "mine").code == 0
+    gone = ramify("images", "remove", "mine", "--json")
+    assert (gone.code, gone.records) == (0, [{"removed": ["mine"], "missing": []}])
     assert ramify("images", "list", "--json").records == []
+    assert "ramify images import" in ramify("images", "list").err
     assert list((home / "sandbox" / "store" / "layers").iterdir()) == []
 
 

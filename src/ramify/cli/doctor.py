@@ -6,14 +6,17 @@ import asyncio
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
 import msgspec
 from rich.table import Table
+from rich.text import Text
 
 from ramify import compose
 from ramify.cli.present import console
+from ramify.cli.waiting import waiting
 from ramify.contracts.config import ramify_home
 from ramify.contracts.errors import ConfigError, RamifyError
 from ramify.contracts.sandbox import SandboxProvider, SandboxSpec
@@ -27,7 +30,8 @@ def command(as_json: bool) -> int:
     Exit code 0 when at least one isolating sandbox works, else 1.
     """
     with asyncio.Runner() as runner:
-        found = [runner.run(_probe(name)) for name in compose.known("sandboxes")]
+        with waiting(console(stderr=True), "trying the sandboxes"):
+            found = [runner.run(_probe(name)) for name in compose.known("sandboxes")]
     usable = any(row["ok"] and row["isolation"] != "none" for row in found)
     machine = {
         "python": platform.python_version(),
@@ -46,10 +50,9 @@ def command(as_json: bool) -> int:
     out.print()
     out.print(_table(found))
     for row in found:
-        if row["remedy"]:
-            out.print(f"{row['name']}: {row['remedy']}", soft_wrap=True)
-        if row["live"]:
-            out.print(f"{row['name']}: live checkpoints: {row['live']}", soft_wrap=True)
+        out.print()
+        for key, value in _facts(row):
+            out.print(f"{key:<12}{value}", soft_wrap=True)
     return 0 if usable else 1
 
 
@@ -90,17 +93,24 @@ async def _try_live(provider: SandboxProvider) -> str:
 
 def _table(found: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("sandbox", "works", "mode", "isolation", "network", "limits", "snapshot", "why"):
-        table.add_column(name, overflow="fold")
+    for name in ("sandbox", "works", "mode", "isolation", "snapshot", "live"):
+        table.add_column(name, overflow="fold", no_wrap=True)
     for row in found:
+        live = row["live"].partition(":")[0]
+        works = Text("yes", style="green") if row["ok"] else Text("no", style="red")
         table.add_row(
-            row["name"],
-            "yes" if row["ok"] else "no",
-            row["mode"],
-            row["isolation"],
-            " ".join(row["network"]) or "-",
-            " ".join(row["limits"]) or "-",
-            row["snapshot"],
-            row["detail"],
+            row["name"], works, row["mode"], row["isolation"], row["snapshot"], live or "-"
         )
     return table
+
+
+def _facts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What does not fit into a table: reasons, and what can be done about them."""
+    yield row["name"], row["detail"]
+    if row["remedy"]:
+        yield "  remedy", row["remedy"]
+    if row["ok"]:
+        yield "  network", ", ".join(row["network"])
+        yield "  limits", ", ".join(row["limits"]) or "none"
+    if row["live"]:
+        yield "  live", row["live"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,12 +16,23 @@ from rich.text import Text
 
 from ramify.cli.main import FAILED, INTERRUPTED
 from ramify.cli.present import console, seconds_text
+from ramify.cli.waiting import waiting
+from ramify.contracts.errors import ConfigError
 from ramify.envs.worlds import DeclaredWorld, WorldChoice, WorldStep, check_world, open_world
 
 _C = TypeVar("_C", bound=Callable[..., object])
 _STYLES = {"ok": "green", "failed": "bold red", "left out": "yellow"}
 _NAME_WIDTH, _STATUS_WIDTH = 20, 10
 _LOOK_SEC = 1.0
+
+
+def _is_file(_ctx: click.Context, _parameter: click.Parameter, path: Path) -> Path:
+    """Checks a manifest's path. Raises ConfigError: a directory; it names the files in that."""
+    if path.is_dir():
+        there = ", ".join(str(path / entry.name) for entry in sorted(path.glob("*.toml")))
+        hint = f"name a manifest: {there}" if there else "no manifest (*.toml) is in it"
+        raise ConfigError(f"is a directory; {hint}", file=str(path))
+    return path
 
 
 @click.group("env")
@@ -38,13 +49,13 @@ def _world_options(function: _C) -> _C:
                      help="Which task the world is for, where a variable selects it."),
         click.option("-s", "--sandbox", default="local", show_default=True, metavar="NAME",
                      help="Where it runs: local, docker, or an import path."),
-        click.argument("manifest", type=click.Path(path_type=Path)),
+        click.argument("manifest", type=click.Path(path_type=Path), callback=_is_file),
     ):  # fmt: skip
         function = option(function)
     return function
 
 
-@command.command("check")
+@command.command("check", short_help="Try a world: start, change, restore, branch.")
 @_world_options
 def check(manifest: Path, sandbox: str, task: str, image_free: bool, as_json: bool) -> int:
     """Start the world of MANIFEST, change its state, put it back, and compare digests.
@@ -58,15 +69,17 @@ def check(manifest: Path, sandbox: str, task: str, image_free: bool, as_json: bo
 
 
 async def _check(choice: WorldChoice, as_json: bool) -> int:
-    out = console()
+    out = console(stderr=as_json)
     failed = False
-    async with aclosing(check_world(choice)) as steps:
-        async for step in steps:
-            failed = failed or step.status == "failed"
-            if as_json:
-                click.echo(msgspec.json.encode(step).decode())
-            else:
-                _print_step(out, step)
+    with waiting(out, "checking") as now:
+        async with aclosing(check_world(choice)) as steps:
+            async for step in steps:
+                failed = failed or step.status == "failed"
+                if as_json:
+                    click.echo(msgspec.json.encode(step).decode())
+                else:
+                    _print_step(out, step)
+                now(f"checking; {step.name} is done")
     return FAILED if failed else 0
 
 
@@ -81,7 +94,7 @@ def _print_step(out: Console, step: WorldStep) -> None:
         out.print(Text(f"    {text}"), soft_wrap=True)
 
 
-@command.command("up")
+@command.command("up", short_help="Start a world and keep it until Ctrl-C.")
 @_world_options
 def up(manifest: Path, sandbox: str, task: str, image_free: bool, as_json: bool) -> int:
     """Start the world of MANIFEST, print where it is reached, and keep it until Ctrl-C."""
@@ -100,8 +113,10 @@ async def _up(choice: WorldChoice, as_json: bool) -> int:
         loop.add_signal_handler(number, main_task.cancel)
     began = loop.time()
     try:
-        async with open_world(choice) as world:
-            urls = await world.urls()
+        async with AsyncExitStack() as stack:
+            with waiting(console(stderr=True), "starting the world"):
+                world = await stack.enter_async_context(open_world(choice))
+                urls = await world.urls()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, stop.set)
             if as_json:

@@ -69,3 +69,5 @@ def command(
         click.echo(msgspec.json.encode({"records": count, "format": name}).decode(), err=not output)
     elif output is not None:
         click.echo(f"{count} records in {output}")
+    elif not count:
+        click.echo(f"ramify: the format {name!r} has no record of {job}", err=True)

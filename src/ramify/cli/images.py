@@ -11,6 +11,7 @@ from rich.table import Table
 from ramify import compose
 from ramify.cli.main import USAGE
 from ramify.cli.present import console
+from ramify.cli.waiting import waiting
 from ramify.contracts.images import StoredImage
 
 _MB = 1_000_000
@@ -21,7 +22,7 @@ def command() -> None:
     """The images that local sandboxes start from."""
 
 
-@command.command("list")
+@command.command("list", short_help="List the images of the store, by name.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def list_images(as_json: bool) -> None:
     """List the images of the store, by name."""
@@ -35,9 +36,11 @@ def list_images(as_json: bool) -> None:
             click.echo(msgspec.json.encode(image).decode())
     elif found:
         _print(found)
+    else:
+        click.echo("no images; add one: ramify images import FILE --name NAME", err=True)
 
 
-@command.command("import")
+@command.command("import", short_help="Import what Docker wrote, or a root file system.")
 @click.argument("file", type=click.Path(exists=True, path_type=Path))
 @click.option("--name", help="What tasks call it, e.g. debian:bookworm.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
@@ -46,7 +49,8 @@ def import_image(file: Path, name: str | None, as_json: bool) -> None:
     system (a tar or a directory)."""
     store = compose.image_store()
     try:
-        image = store.take(file, name)
+        with waiting(console(stderr=True), f"importing {file}"):
+            image = store.take(file, name)
     finally:
         store.close()
     if as_json:
@@ -61,15 +65,21 @@ def import_image(file: Path, name: str | None, as_json: bool) -> None:
         )
 
 
-@command.command("remove")
+@command.command("remove", short_help="Remove images by name.")
 @click.argument("names", nargs=-1, required=True)
-def remove_images(names: tuple[str, ...]) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def remove_images(names: tuple[str, ...], as_json: bool) -> int:
     """Remove images by NAME; the files go when no other image and no sandbox needs them."""
     store = compose.image_store()
     try:
         missing = [name for name in names if not store.remove(name)]
     finally:
         store.close()
+    removed = [name for name in names if name not in missing]
+    if as_json:
+        click.echo(msgspec.json.encode({"removed": removed, "missing": missing}).decode())
+    elif removed:
+        click.echo(f"removed {', '.join(removed)}")
     for name in missing:
         click.echo(f"ramify: no image {name!r} (see: ramify images list)", err=True)
     return USAGE if missing else 0

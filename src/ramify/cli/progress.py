@@ -17,6 +17,7 @@ from rich.text import Text
 from ramify.cli.present import reward_text, seconds_text
 from ramify.contracts.events import AnyEvent, LeaseEvent, LogEvent, OutcomeEvent, Phase, PhaseEvent
 from ramify.contracts.result import RolloutResult
+from ramify.contracts.tree import Outcome
 from ramify.engine.job import Job
 from ramify.envs.planned import PLAN_MADE
 
@@ -34,6 +35,7 @@ class Progress:
         job: set when the job is open; gives counts and the binding limit.
         limits: limit → what was said about it in each rollout whose agent it ended.
         told: results that were printed, a line each.
+        repeats: whether a task is run more than once, so that its name says not which it is.
     """
 
     console: Console
@@ -43,6 +45,7 @@ class Progress:
 
     limits: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     told: int = 0
+    repeats: bool = False
 
     def emit(self, event: AnyEvent) -> None:
         """Note what a rollout is doing. Draws nothing: the view does, at its own pace."""
@@ -77,8 +80,9 @@ class Progress:
         planned = len(self.job.plan.slots)
         total = sum(result.timings.values())
         reason = f" ({result.invalid_reason})" if result.invalid_reason else ""
+        again = f" #{result.repeat}" if self.repeats else ""
         self.console.print(
-            f"[{self.told}/{planned}] {result.task_id} "
+            f"[{self.told}/{planned}] {result.task_id}{again} "
             f"{result.outcome.value}{reason} reward {reward_text(result.reward)} "
             f"{seconds_text(total)}"
         )
@@ -89,6 +93,8 @@ class Progress:
 
         It is drawn on the event loop: what it shows belongs to that, and changes meanwhile.
         """
+        if self.job is not None:
+            self.repeats = any(repeat for _, repeat in self.job.plan.slots)
         if not self.live:
             yield
             return
@@ -116,11 +122,17 @@ class Progress:
         head = Table.grid(padding=(0, 1))
         mean = "-" if summary.mean is None else f"{summary.mean:.3f}"
         binding = self.job.budgets.binding()
+        unscored = [
+            f"{count} {outcome}"
+            for outcome, count in summary.outcomes.items()
+            if outcome != Outcome.SCORED.value
+        ]
         head.add_row(
             bar,
             f"{summary.finished}/{summary.planned}",
             f"mean {mean}",
             seconds_text(summary.wall_sec),
+            Text(", ".join(unscored), style="yellow"),
             f"limited by {binding}" if binding else "",
         )
         rows = Table.grid(padding=(0, 2))

@@ -106,6 +106,9 @@ def command(
 
     TASKS is a task directory, a directory of them, or a taskset. Running the same command again
     finishes what is missing.
+
+    Exit code: 0 success, 1 a rollout could not be scored or --fail-under, 2 configuration,
+    3 infrastructure, 130 interrupted.
     """
     if fail_under is not None and not math.isfinite(fail_under):
         raise UsageError(f"--fail-under must be a finite number, not {fail_under}")
@@ -212,4 +215,8 @@ def _exit_code(summary: JobSummary, cancel: Cancellation, least: float | None) -
         return INFRASTRUCTURE
     if not summary.complete or summary.mean is None:
         return FAILED
-    return FAILED if least is not None and summary.mean < least else 0
+    if least is not None and summary.mean < least:
+        said = f"the mean reward {summary.mean:.3f} is below --fail-under {least:g}"
+        click.echo(f"ramify: {said}", err=True)
+        return FAILED
+    return 0

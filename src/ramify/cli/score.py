@@ -19,6 +19,7 @@ from ramify.cli.present import (
     summary_lines,
 )
 from ramify.cli.streaming import watch
+from ramify.cli.waiting import waiting
 from ramify.contracts.errors import UsageError
 from ramify.contracts.task import IsolationLevel
 from ramify.envs.options import RunOptions
@@ -87,7 +88,8 @@ def command(
             again = score_job(job, tasks=tasks, sandbox=sandbox, options=options)
         else:
             again = score_records(job, rubric, tasks=tasks, options=options)
-        found = runner.run(again)
+        with waiting(console(stderr=True), f"scoring {job}"):
+            found = runner.run(again)
     if as_json:
         _print_json(found)
     elif rubric is None:
@@ -113,7 +115,7 @@ def _print_json(found: ScoreReport) -> None:
 def _print(found: ScoreReport) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("task", "#", "was", "graded on", "is", "graded on", ""):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == "task")
     for entry in found.rollouts:
         before, after = entry.before, entry.after
         table.add_row(
@@ -140,7 +142,8 @@ def _print_scores(found: ScoreReport) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("task", "#", "outcome", "was", "is", "errors", ""):
         right = name in ("#", "was", "is", "errors")
-        table.add_column(name, overflow="fold", justify="right" if right else "left")
+        side = "right" if right else "left"
+        table.add_column(name, overflow="fold", justify=side, no_wrap=name == "task")
     parts = Tallies()
     for entry in found.rollouts:
         before, after = entry.before, entry.after

@@ -61,21 +61,33 @@ def _read_all(taskset: Taskset) -> tuple[list[Task], list[UsageError]]:
 
 
 def _print_tasks(found: list[Task]) -> None:
+    out = console()
+    rows = [("task", "level", "runs on"), *(_columns(task) for task in found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    room = out.width - sum(widths) - 2 * len(widths)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("task", "level", "runs on", "instruction"):
-        table.add_column(name, overflow="ellipsis", no_wrap=name != "task")
-    for task in found:
-        package = task.package
-        level = compose.remembered_level(package.digest) if package else None
-        where = "-"
-        if package is not None:
-            image = "Dockerfile" if package.sandbox.build else package.sandbox.image
-            where = " or ".join(
-                w for w in ("host root" if package.host_root_ok else "", image) if w
-            )
+    for name, width in zip(rows[0], widths, strict=True):
+        table.add_column(name, overflow="fold", no_wrap=name == "task", max_width=width)
+    if shows := room >= _SHORTEST:
+        table.add_column("instruction", overflow="ellipsis", no_wrap=True, max_width=room)
+    for task, row in zip(found, rows[1:], strict=True):
         lines = task.instruction.strip().splitlines() or [""]
-        table.add_row(task.task_id, level.value if level else "-", where, lines[0])
-    console().print(table)
+        table.add_row(*row, *([lines[0]] if shows else []))
+    out.print(table)
+
+
+_SHORTEST = 12
+"""Of an instruction, in columns; of less nothing can be read."""
+
+
+def _columns(task: Task) -> tuple[str, str, str]:
+    package = task.package
+    if package is None:
+        return task.task_id, "-", "-"
+    level = compose.remembered_level(package.digest)
+    image = "Dockerfile" if package.sandbox.build else package.sandbox.image
+    where = " or ".join(w for w in ("host root" if package.host_root_ok else "", image) if w)
+    return task.task_id, level.value if level else "-", where or "-"
 
 
 @command.command("init")
@@ -87,7 +99,7 @@ def init(directory: Path, name: str | None) -> None:
     click.echo(f"made {made}; try: ramify tasks check {made}")
 
 
-@command.command("check")
+@command.command("check", short_help="Check that solutions score, and that nothing else does.")
 @tasks_argument
 @click.option("-n", "--repeats", default=3, show_default=True,
               help="Runs of oracle and nop at the level that was found.")  # fmt: skip
@@ -154,7 +166,7 @@ def _where(entry: TaskCheck) -> str:
 def _table(checks: list[TaskCheck]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("task", "level", "profile", "oracle", "nop", "time", "verdict"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == "task")
     for entry in sorted(checks, key=lambda c: c.task_id):
         table.add_row(
             entry.task_id,
@@ -198,7 +210,7 @@ async def _attack(tasks: str, sandbox: str, options: RunOptions, as_json: bool) 
 def _attack_table(found: list[AttackCheck]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("task", "exploit", "level", "outcome", "reward", "verdict"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in ("task", "exploit"))
     for entry in sorted(found, key=lambda each: each.task_id):
         table.add_row(
             entry.task_id,

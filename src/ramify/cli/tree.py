@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from ramify.kernel.worlds import Change, changes
 _decoder = msgspec.json.Decoder(WorldState)
 
 _SHOWN_CHANGES = 200
+_DIGEST = re.compile(r"\b([a-z0-9]+:[0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 @click.command("tree")
@@ -81,7 +83,8 @@ def _list(results: dict[str, RolloutResult], as_json: bool) -> None:
     out.print()
     for result in ordered:
         leaves = f", {result.leaves} leaves" if result.leaves > 1 else ""
-        out.print(f"{result.rollout_id}  {result.steps} steps{leaves}", soft_wrap=True)
+        steps = "1 step" if result.steps == 1 else f"{result.steps} steps"
+        out.print(f"{result.rollout_id}  {steps}{leaves}", soft_wrap=True)
 
 
 def _record(tree: Tree, node: int, value: Value) -> dict[str, Any]:
@@ -99,10 +102,13 @@ def _record(tree: Tree, node: int, value: Value) -> dict[str, Any]:
 
 def _view(tree: Tree, result: RolloutResult, values: Values) -> View:
     """Steps that follow each other stand below each other; what branches is indented."""
-    prompt = " ".join(message.content for message in tree.opening).strip().splitlines() or [""]
+    # What the agent was asked, not the instructions that its harness puts before it.
+    asked = [message.content for message in tree.opening if message.role == "user"]
+    prompt = " ".join(asked).strip().splitlines() or [""]
     label = Text(f"{result.rollout_id}  {result.outcome.value}  ")
     label.append(f"reward {reward_text(result.reward)}", style="bold")
-    label.append(f"\n{_cut(prompt[0], 100)}", style="dim")
+    if prompt[0]:
+        label.append(f"\n{_cut(prompt[0], 100)}", style="dim")
     top = View(label)
     rows = {0: top if len(tree.children(0)) == 1 else top.add(_label(tree, 0, values))}
     lists = {0: top}
@@ -202,11 +208,16 @@ def _print_changes(found: Sequence[Change], pair: tuple[int, int], as_json: bool
     colours = {"added": "green", "removed": "red", "changed": "yellow"}
     for change in found[:_SHOWN_CHANGES]:
         kind = Text(change.kind, style=colours[change.kind])
-        texts = (_cut(change.before, 80), _cut(change.after, 80))
+        texts = (_cut(_brief(text), 80) for text in (change.before, change.after))
         table.add_row(change.part, _cut(change.key, 80), kind, *texts)
     out.print(table)
     if len(found) > _SHOWN_CHANGES:
         out.print(f"... and {len(found) - _SHOWN_CHANGES} more (--json gives all)")
+
+
+def _brief(text: str) -> str:
+    """Digests as short as a person compares them; --json has them whole."""
+    return _DIGEST.sub(r"\1…", text)
 
 
 def _cut(text: str, width: int) -> str:

@@ -145,7 +145,8 @@ def load_taskset(path: Path | str, taskset_id: str | None = None) -> Taskset:
     """
     root = Path(path).resolve()
     if not root.is_dir():
-        raise ConfigError("no such directory; give a task or a directory of tasks", file=str(path))
+        what = "is a file" if root.is_file() else "no such directory"
+        raise ConfigError(f"{what}; give a task or a directory of tasks", file=str(path))
     if is_task_dir(root):
         places, collection = {root.name: root}, root.parent
     else:
