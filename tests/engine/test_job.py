@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -239,6 +240,24 @@ async def test_when_the_money_is_spent_nothing_more_starts(tmp_path: Path) -> No
     richer = Bench(tmp_path / "job")
     assert len(await richer.run(dear)) == len(SLOTS)
     assert len(richer.calls) == len(SLOTS) - len(results)
+
+
+async def test_what_failed_has_been_paid_for_too(tmp_path: Path) -> None:
+    """A retry costs what it costs, in this run and in the one that goes on with the job."""
+
+    async def work(item: WorkItem) -> RolloutResult:
+        failed = ended(item, Outcome.INFRA_ERROR)
+        return msgspec.structs.replace(failed, usage=Usage(calls=1, cost_usd=0.6))
+
+    bench = Bench(tmp_path / "job", retries=5)
+    bench.plan = replace(bench.plan, concurrency=1)
+    bench.cost = 1.0
+    await bench.run(work)
+    assert len(bench.calls) == 2, "two attempts at the first rollout spent it all"
+    again = Bench(tmp_path / "job", retries=5)
+    again.plan, again.cost = replace(again.plan, concurrency=1), 1.0
+    await again.run(work)
+    assert len(again.calls) == 1, "of the last attempt it is known that it cost 0.6"
 
 
 async def test_a_cost_limit_needs_a_known_cost(tmp_path: Path) -> None:

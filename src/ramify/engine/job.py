@@ -10,8 +10,6 @@ from collections.abc import (
     AsyncGenerator,
     Awaitable,
     Callable,
-    Iterable,
-    Iterator,
     Mapping,
     Sequence,
     Set,
@@ -136,23 +134,36 @@ class Job:
 
     async def _ended(self) -> AsyncGenerator[RolloutResult]:
         items = [self.plan.item(*slot) for slot in self.plan.slots]
+        stored = self._store.results()
         finished = {
             rollout: result
-            for rollout, result in self._store.results().items()
+            for rollout, result in stored.items()
             if result.outcome.final
             or (result.unscored_by_us and result.task_id in self.plan.rescored)
         }
         for item in items:
+            if (before := stored.get(item.rollout_id)) is not None:
+                self._charge(before)  # also what failed, and so is run again
             if (result := finished.get(item.rollout_id)) is not None:
                 self._keep(result)
                 yield result
         missing = (item for item in items if item.rollout_id not in finished)
+        allowed = itertools.takewhile(lambda _: self._may_start(), missing)
         executor = Executor(self._attempts, self.plan.concurrency)
-        async with executor, aclosing(executor.generate(self._while_allowed(missing))) as stream:
+        async with executor, aclosing(executor.generate(allowed)) as stream:
             async for result in stream:
                 if result is not None:
                     self._keep(result)
                     yield result
+
+    def _charge(self, result: RolloutResult) -> None:
+        """Count what an attempt cost, whether it is the one that counts or not."""
+        try:
+            self._cost.charge(result.usage.cost_usd or 0.0)
+        except LimitExceededError as error:
+            # Said once for each rollout that goes over; nothing more is started.
+            now = self._clock.now()
+            self._observer.emit(LogEvent(result.rollout_id, now, "warning", str(error)))
 
     def _keep(self, result: RolloutResult) -> None:
         self._results[result.rollout_id] = result
@@ -162,17 +173,9 @@ class Job:
                 "the job's cost is limited, but what the model costs is not known; give its "
                 "prices (-M input_price=... -M output_price=..., dollars per million tokens)"
             )
-        try:
-            self._cost.charge(usage.cost_usd or 0.0)
-        except LimitExceededError as error:
-            # Said once for each rollout that goes over; `_while_allowed` starts nothing more.
-            now = self._clock.now()
-            self._observer.emit(LogEvent(result.rollout_id, now, "warning", str(error)))
 
-    def _while_allowed(self, items: Iterable[WorkItem]) -> Iterator[WorkItem]:
-        return itertools.takewhile(
-            lambda _: not self._cancel.cancelled and self._cost.remaining != 0, items
-        )
+    def _may_start(self) -> bool:
+        return not self._cancel.cancelled and self._cost.remaining != 0
 
     async def _attempts(self, item: WorkItem) -> RolloutResult | None:
         """Run one rollout until it is scored or its retries are used up; None if never started."""
@@ -181,24 +184,26 @@ class Job:
         async with self.budgets.hold(needs):
             while not self._cancel.cancelled:
                 result = await self._attempt(item)
-                again = (
-                    result.error is not None
-                    and result.error.retryable
-                    and result.outcome in (Outcome.ENV_ERROR, Outcome.INFRA_ERROR)
-                    and self.plan.retry.allows(item.attempt)
-                    and not self._cancel.cancelled
-                )
-                if not again:
-                    await self._store.record(result)
-                    return result
-                wait = self.plan.retry.delay(item.attempt, rng)
-                self._retrying(result, wait)
-                await self._pause(wait)
-                if self._cancel.cancelled:
-                    await self._store.record(result)
-                    return result
-                item = msgspec.structs.replace(item, attempt=item.attempt + 1)
+                self._charge(result)
+                if self._is_worth_retrying(result):
+                    wait = self.plan.retry.delay(item.attempt, rng)
+                    self._retrying(result, wait)
+                    await self._pause(wait)
+                    if self._may_start():
+                        item = msgspec.structs.replace(item, attempt=item.attempt + 1)
+                        continue
+                await self._store.record(result)
+                return result
         return None
+
+    def _is_worth_retrying(self, result: RolloutResult) -> bool:
+        return (
+            result.error is not None
+            and result.error.retryable
+            and result.outcome in (Outcome.ENV_ERROR, Outcome.INFRA_ERROR)
+            and self.plan.retry.allows(result.attempt)
+            and self._may_start()
+        )
 
     async def _pause(self, seconds: float) -> None:
         """Wait before a retry; the job's cancellation ends the wait at once."""
