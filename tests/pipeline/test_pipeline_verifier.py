@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from pipeline_stand import digest, make_repository, pipeline, provider_of
 
 from ramify import compose
+from ramify.apps.pipeline.records import Response, Retention
 from ramify.apps.pipeline.reward import PipelineReward
 from ramify.apps.pipeline.verifier import PipelineVerifier
 from ramify.contracts.errors import ConfigError, InvalidRewardError, VerificationRejected
@@ -124,6 +127,54 @@ async def test_steps_of_a_reward_are_nobody_and_leave_nothing(tmp_path: Path) ->
     assert one.details["tail_log"].split()[0] != "1000"
     assert "check.sh" in one.details["tail_log"]
     assert not list((tmp_path / "kept-0/pipeline").glob("work-*"))
+
+
+def there(response: Response) -> bool:
+    return Path(response.artifact_paths[0]).is_file()
+
+
+@pytest.mark.namespaces
+async def test_old_runs_of_a_verifier_go_while_others_verify(tmp_path: Path) -> None:
+    repo, artifacts = make_repository(tmp_path), tmp_path / "artifacts"
+    spec = pipeline("true", retention=Retention(runs=2))
+    async with provider_of("local") as provider, provider_of("local") as other:
+        verifiers = [PipelineVerifier(repo, spec, p, artifacts) for p in (provider, other)]
+        for _ in range(2):
+            async with asyncio.TaskGroup() as group:
+                runs = [group.create_task(one("x")) for one in verifiers]
+            assert all(there(run.result()) for run in runs)
+        assert len(list((artifacts / "runs").iterdir())) == 4  # all of them just now
+        for run in (artifacts / "runs").iterdir():
+            earlier = (run / "manifest.json").stat().st_mtime - 600
+            os.utime(run / "manifest.json", (earlier, earlier))
+        last = (await verifiers[0]("x")).run_id
+        left = {run.name for run in (artifacts / "runs").iterdir()}
+        assert last in left
+        assert len(left) == 2
+
+
+@pytest.mark.namespaces
+async def test_a_reward_keeps_what_it_answers_with_and_few_runs(tmp_path: Path) -> None:
+    task = task_of(tmp_path / "task", "local")
+    spec = pipeline("echo x > $TMPDIR/big; echo y > $VERIFIER_OUTPUTS/o", retention=Retention(1))
+    runs = tmp_path / "kept" / "pipeline" / "runs"
+    async with provider_of("local") as provider:
+        image = await provider.prepare(SPECS["local"])
+        sandbox = await provider.create(SPECS["local"], image)
+        try:
+            await sandbox.exec("mkdir /app", cwd="/")
+            ctx = make_context(
+                task, sandbox, artifacts=tmp_path / "kept", provider=provider, image=image
+            )
+            for _ in range(2):
+                assert (await PipelineReward(pipeline=spec).score(make_node(), ctx)).reward == 1.0
+                (kept,) = runs.iterdir()
+                assert sorted(p.name for p in kept.iterdir() if p.name[0] != ".") == [
+                    "build", "junit", "logs", "manifest.json", "snapshots",
+                ]  # fmt: skip
+                os.utime(kept / "manifest.json", (0, 0))
+        finally:
+            await sandbox.teardown()
 
 
 @pytest.mark.namespaces

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ramify.apps.pipeline.records import Retention
 from ramify.apps.pipeline.removal import in_use
 from ramify.apps.pipeline.retention import Swept, belongs_to, sweep
 
@@ -30,7 +32,7 @@ def make_run(
 
 
 def swept(artifacts: Path, *, runs: int = 20, size: int = 10 * GIB) -> Swept:
-    return sweep(artifacts, artifacts / "repository", keep_runs=runs, keep_bytes=size, now=NOW)
+    return sweep(artifacts, artifacts / "repository", Retention(runs, size), NOW, alone=True)
 
 
 def left(artifacts: Path) -> set[str]:
@@ -56,6 +58,27 @@ def test_runs_of_other_repositories_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "runs" / "r1" / ".repository").unlink()
     assert swept(tmp_path, runs=1) == Swept()
     assert left(tmp_path) == {"r0", "r1", "r2"}
+
+
+def test_where_others_may_verify_too_a_run_of_the_last_minutes_stays(tmp_path: Path) -> None:
+    for n in range(6):
+        make_run(tmp_path, f"r{n}", age_sec=n * 100)
+    belongs_to(tmp_path / "runs" / "r5", tmp_path / "other")
+    repository = tmp_path / "repository"
+    assert sweep(tmp_path, repository, Retention(1), NOW) == Swept(("r4",))
+    assert sweep(tmp_path, None, Retention(1), NOW) == Swept(("r5",))
+    assert left(tmp_path) == {"r0", "r1", "r2", "r3"}
+
+
+def test_many_sweep_at_once(tmp_path: Path) -> None:
+    """Each run goes once, and nobody is told of a problem that is none."""
+    for n in range(40):
+        make_run(tmp_path, f"r{n:02}", age_sec=n * 10, size=1000)
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda _: swept(tmp_path, runs=2), range(8)))
+    assert left(tmp_path) == {"r00", "r01"}
+    assert sorted(name for each in done for name in each.runs) == [f"r{n:02}" for n in range(2, 40)]
+    assert not [problem for each in done for problem in each.problems]
 
 
 def test_bytes_bound_what_is_kept_but_the_newest_stays(tmp_path: Path) -> None:

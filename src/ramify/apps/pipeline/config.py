@@ -213,10 +213,14 @@ _PIPELINE = _table(
         "limits": _Key(
             _table(
                 {
-                    "memory": _Key(MEBIBYTES, "Memory of all processes.", "memory_mb"),
-                    "disk": _Key(MEBIBYTES, "What may be written.", "disk_mb"),
-                    "cpus": _Key(CPUS, "CPU cores."),
-                    "pids": _Key(COUNT, "Processes and threads."),
+                    "memory": _Key(
+                        MEBIBYTES,
+                        "Memory of all processes. Default: four fifths of the machine's.",
+                        "memory_mb",
+                    ),
+                    "disk": _Key(MEBIBYTES, "What may be written. Default: no limit.", "disk_mb"),
+                    "cpus": _Key(CPUS, "CPU cores. Default: all."),
+                    "pids": _Key(COUNT, "Processes and threads. Default: 1024."),
                 },
                 Limits,
                 "{memory: 4GiB, pids: 1024}",

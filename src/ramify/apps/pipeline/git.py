@@ -138,6 +138,21 @@ class Git:
             raise self._broken(err)
         return await asyncio.to_thread(self._checked, wanted, kind, out)
 
+    async def read_small(self, oids: Iterable[str], limit: int) -> dict[str, bytes]:
+        """Those of these files that are there and have less than `limit` bytes, each checked.
+
+        Raises: ConfigError (git refuses the repository, or one is not what its id says).
+        """
+        asked = "".join(f"{oid}\n" for oid in set(oids)).encode()
+        if not asked:
+            return {}
+        code, out, err = await self._run(("cat-file", "--batch-check"), asked)
+        if code != 0:
+            raise self._broken(err)
+        rows = [line.split(" ") for line in out.decode().splitlines()]
+        small = [row[0] for row in rows if row[1:2] == ["blob"] and int(row[2]) < limit]
+        return await self.read(small, b"blob") if small else {}
+
     def _checked(self, wanted: list[str], kind: bytes, out: bytes) -> dict[str, bytes]:
         """The objects that `cat-file --batch` gave, in order."""
         found: dict[str, bytes] = {}

@@ -31,7 +31,10 @@ from ramify.contracts.errors import ConfigError
 from ramify.contracts.sandbox import Mount
 
 INSIDE = "/artifacts"
-_KEPT = ("build", "tmp", "db", "snapshots", "junit")
+SCRATCH = ("tmp", "db")
+"""What steps write for themselves: no answer names anything in it."""
+
+_KEPT = ("build", "junit", "snapshots", *SCRATCH)
 _WORK = ".work"
 _PASSING = ("home", "cache")
 _SLUG = re.compile(r"[^a-z0-9._-]+")

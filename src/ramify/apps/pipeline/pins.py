@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from ramify.apps.pipeline.fields import TOP
 from ramify.apps.pipeline.git import Git, TreeEntry, find_git
 from ramify.apps.pipeline.ignore import Ignores
+from ramify.apps.pipeline.lfs import read_pointer
 from ramify.apps.pipeline.records import CONFIG_FILE
 from ramify.apps.pipeline.snapshot import Snapshot
 from ramify.contracts.errors import ConfigError
@@ -131,11 +132,19 @@ async def protected_changes(
 async def put_back(copy: Path, snapshot: Snapshot, changed: dict[str, TreeEntry | None]) -> None:
     """Make protected paths of a copy of the repository what the base commit has.
 
-    Raises: ConfigError (git refuses the repository), OSError.
+    Raises: ConfigError (git refuses the repository, or its objects do not have the content),
+    OSError.
     """
     assert snapshot.git is not None
     oids = {entry.oid for entry in changed.values() if entry is not None}
     contents = await snapshot.git.read(oids, b"blob") if oids else {}
+    for path, entry in changed.items():
+        if entry is not None and read_pointer(contents[entry.oid]) is not None:
+            raise ConfigError(
+                f"{path!r} is kept by Git LFS, so its content cannot be taken from the commit; "
+                "use `protected: fail`",
+                field="protected",
+            )
     await asyncio.to_thread(_put_back, copy, changed, contents)
 
 

@@ -95,7 +95,8 @@ class PipelineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     base commit has them: `protected` says whether a difference fails the run or is put back in the
     view of the steps. `secrets` and `pass_env` name variables of the host that steps get; values of
     `secrets` are masked everywhere. `max_artifact_bytes` bounds what a run may write into its
-    directory. `snapshot` `copy` verifies a copy of the repository, so that it may be edited on.
+    directory. `limits` without `memory_mb`: four fifths of the machine's memory, which the manifest
+    names. `snapshot` `copy` verifies a copy of the repository, so that it may be edited on.
     `writable` are directories of the project that steps may write to under `deny`.
     """
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from ramify.apps.pipeline.records import Retention
 from ramify.apps.pipeline.removal import REMOVED, remove_unused
 
 MANIFEST = "manifest.json"
@@ -22,6 +23,7 @@ MANIFEST = "manifest.json"
 _SIZE = ".bytes"
 _OWNER = ".repository"
 _CRASHED_AFTER_SEC = 3600.0
+_READ_SEC = 300.0
 
 
 class Swept(msgspec.Struct, frozen=True):
@@ -37,13 +39,15 @@ def belongs_to(run: Path, repository: Path) -> None:
 
 
 def sweep(
-    artifacts: Path, repository: Path, *, keep_runs: int, keep_bytes: int, now: float
+    artifacts: Path, repository: Path | None, keep: Retention, now: float, *, alone: bool = False
 ) -> Swept:
-    """Remove runs of a repository beyond the newest `keep_runs`, or `keep_bytes` in all.
+    """Remove runs of a repository (None: all runs there) beyond the newest that `keep` bounds.
 
-    The newest finished run is kept whatever its size. A run that never finished (it has no
-    manifest) goes an hour after it was last touched, whose ever it is. Runs that are `in_use`
-    are left alone. `now`: seconds since the epoch.
+    The newest finished run is kept whatever its size. Unless `alone` (nobody else verifies the
+    repository), so is one that finished in the last five minutes: who asked for it may not have
+    read it yet. A run that never finished (it has no manifest) goes an hour after it was last
+    touched, whose ever it is. Runs that are `in_use` are left alone; several may sweep at once.
+    `now`: seconds since the epoch.
     """
     folder = artifacts / "runs"
     finished: list[tuple[float, str]] = []
@@ -56,15 +60,16 @@ def sweep(
             continue
         done = _changed(folder / name / MANIFEST)
         if done is not None:
-            if _owner(folder / name) == _named(repository):
+            if repository is None or _owner(folder / name) == _named(repository):
                 finished.append((done, name))
         elif now - (_changed(folder / name) or now) > _CRASHED_AFTER_SEC:
             doomed.append(name)
     finished.sort(reverse=True)
     total = 0
-    for rank, (_, name) in enumerate(finished):
+    for rank, (done, name) in enumerate(finished):
         total += _size(folder / name)
-        if rank >= keep_runs or (rank > 0 and total > keep_bytes):
+        beyond = rank >= keep.runs or (rank > 0 and total > keep.max_bytes)
+        if beyond and (alone or now - done > _READ_SEC):
             doomed.append(name)
     return _remove_all(folder, doomed)
 
@@ -76,6 +81,8 @@ def _remove_all(folder: Path, names: list[str]) -> Swept:
         try:
             if remove_unused(folder / name):
                 runs.append(name.removeprefix(REMOVED))
+        except FileNotFoundError:
+            continue  # somebody else swept it
         except OSError as error:
             problems.append(f"{folder / name}: {error.strerror}")
     return Swept(tuple(runs), tuple(problems))

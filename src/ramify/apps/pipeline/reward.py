@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from ramify.apps.pipeline.config import read_pipeline
+from ramify.apps.pipeline.layout import SCRATCH
 from ramify.apps.pipeline.records import CONFIG_FILE, PipelineSpec, Response
 from ramify.apps.pipeline.removal import remove_tree
+from ramify.apps.pipeline.retention import sweep
 from ramify.apps.pipeline.run import RunRequest, run_pipeline
 from ramify.contracts.context import Context
 from ramify.contracts.errors import ConfigError, InfraError, InvalidRewardError
@@ -31,7 +34,8 @@ class PipelineReward:
     The directory crosses as bytes, into a fresh sandbox without network where none of the agent's
     processes ever was; its `.git` is never read on this side. Steps run as an unprivileged user
     where the engine is root, see the task's tests read-only at /tests, and get no variable of this
-    machine, whatever the pipeline passes on.
+    machine, whatever the pipeline passes on. Of a run the manifest, logs, reports and build outputs
+    are kept, and as many runs of a rollout as the pipeline's `retention` says.
 
     Args:
         config: the file that declares the pipeline; None: `agent.yaml` in the task's tests.
@@ -85,6 +89,7 @@ class PipelineReward:
                     read_git=False,
                 )
             )
+            await asyncio.to_thread(_keep_little, place, response.run_id, spec, ctx.clock.now())
         finally:
             await asyncio.to_thread(_remove, work, tests)
         return result_of(response)
@@ -139,6 +144,16 @@ def _make(work: Path, tests: Path, ctx: Context) -> None:
     if world.is_file() and not (tests / WORLD_FILE).exists():
         shutil.copyfile(world, tests / WORLD_FILE)
     _give_away(tests)
+
+
+def _keep_little(place: Path, run_id: str, spec: PipelineSpec, now: float) -> None:
+    """Of a run what it answers with, of a rollout's runs what the pipeline's `retention` says.
+
+    A job has thousands of rollouts, and what steps left in /tmp can be whole environments.
+    """
+    with suppress(OSError):  # the score counts; what cannot be removed goes with the rollout
+        _remove(*(place / "runs" / run_id / name for name in SCRATCH))
+        sweep(place, None, spec.retention, now)
 
 
 def _remove(*places: Path) -> None:

@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from ramify.apps.pipeline.cache import cache_entry, cache_key, keep_entry
 from ramify.apps.pipeline.collect import keep_declared, list_artifacts, read_reports
 from ramify.apps.pipeline.copying import copy_repository
@@ -23,6 +25,7 @@ from ramify.apps.pipeline.guard import Change, Guarded, find_changes
 from ramify.apps.pipeline.layout import RunDirectory, new_run_id
 from ramify.apps.pipeline.logs import CombinedLog
 from ramify.apps.pipeline.masks import Masker
+from ramify.apps.pipeline.memory import with_memory
 from ramify.apps.pipeline.pins import Pin, globs, protected_changes, put_back
 from ramify.apps.pipeline.place import (
     REPO,
@@ -175,6 +178,8 @@ class _Run:
         provider = self.request.provider
         await provider.probe()
         check_mounts(self.spec, provider)
+        limits = with_memory(self.spec.limits, provider.capabilities())
+        self.spec = msgspec.structs.replace(self.spec, limits=limits)
         root = root_of(self.spec, self.request.root, provider.capabilities())
         self.platform = this_platform(platform_name(root), "", provider.name)
         shadow = self.directory.work / "git" if self.request.read_git else None
@@ -345,7 +350,7 @@ class _Run:
 
     def _facts(self) -> Facts:
         pin, snapshot = self.request.pin, self.snapshot
-        data = pin.data if pin is not None else spec_bytes(self.spec)
+        data = pin.data if pin is not None else spec_bytes(self.request.spec)
         base = pin.base if pin is not None else self.request.base
         given = {name: "" for step in self.spec.steps for name in step.env}
         return Facts(

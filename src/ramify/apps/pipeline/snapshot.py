@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ramify.apps.pipeline.git import GITLINK, Git, TreeEntry, find_git, head_of
 from ramify.apps.pipeline.ignore import Ignores
+from ramify.apps.pipeline.lfs import is_content, pointers_of
 from ramify.contracts.errors import ConfigError
 
 _CHUNK = 1 << 20
@@ -39,7 +40,8 @@ class Snapshot:
     """A repository at one moment.
 
     Attributes:
-        files: path → mode (as git writes it) and content id, of everything but ignored files.
+        files: path → mode (as git writes it) and content id, of everything but ignored files. What
+            Git LFS keeps outside has the id of its pointer, as in a commit.
         stamps: path → what `lstat` said.
         commit: what HEAD names; empty without git or before the first commit.
         tree: id of the git tree of `files`; `sha256:...` without git.
@@ -48,6 +50,7 @@ class Snapshot:
         git: how to read more of it, None without git.
         exclude: the rules of `.git/info/exclude`.
         directories: everything above the files.
+        outside: path → what `files` would say of it, of what Git LFS keeps outside.
     """
 
     files: Mapping[str, TreeEntry]
@@ -59,6 +62,7 @@ class Snapshot:
     git: Git | None
     exclude: bytes = b""
     directories: frozenset[str] = field(default_factory=frozenset[str])
+    outside: Mapping[str, TreeEntry] = field(default_factory=dict[str, TreeEntry])
 
     @property
     def dirty(self) -> bool:
@@ -105,6 +109,8 @@ async def take_snapshot(repo: Path, shadow: Path | None) -> Snapshot:
     exclude = git.exclude if git is not None else b""
     stamps = await asyncio.to_thread(_walk, repo, frozenset(tracked), exclude)
     files = await _contents(repo, stamps, git)
+    outside = await _kept_outside(repo, git, files, tracked) if git is not None else {}
+    files |= {path: TreeEntry(e.mode, tracked[path].oid) for path, e in outside.items()}
     for path, entry in tracked.items():
         if entry.mode == GITLINK:
             at = head_of(repo / path)
@@ -115,7 +121,28 @@ async def take_snapshot(repo: Path, shadow: Path | None) -> Snapshot:
         tree = root
     else:
         tree = await asyncio.to_thread(git.tree_oid if git else _plain_tree, files)
-    return Snapshot(files, stamps, commit, tree, base, staged, git, exclude, _directories(stamps))
+    directories = _directories(stamps)
+    return Snapshot(files, stamps, commit, tree, base, staged, git, exclude, directories, outside)
+
+
+async def _kept_outside(
+    repo: Path, git: Git, files: Mapping[str, TreeEntry], tracked: Mapping[str, TreeEntry]
+) -> dict[str, TreeEntry]:
+    """Those files that are the content of what is tracked as a pointer."""
+    pointers = await pointers_of(git, files, tracked)
+
+    def same() -> dict[str, TreeEntry]:
+        hashes = _hashes(repo, list(pointers))
+        return {
+            path: files[path]
+            for path, pointer in pointers.items()
+            if is_content(repo / path, pointer, hashes[path])
+        }
+
+    try:
+        return await asyncio.to_thread(same)
+    except OSError as error:
+        raise _unreadable(repo, error) from error
 
 
 async def changed_since(repo: Path, before: Snapshot) -> list[str]:
@@ -129,7 +156,11 @@ async def changed_since(repo: Path, before: Snapshot) -> list[str]:
     moved = {path for path in before.stamps if path not in now}
     moved |= {path for path in suspects if path not in before.stamps}
     again = await _contents(repo, {p: now[p] for p in suspects - moved}, before.git)
-    moved |= {p for p, entry in again.items() if before.files.get(p, entry) != entry}
+    moved |= {
+        path
+        for path, entry in again.items()
+        if before.outside.get(path, before.files.get(path, entry)) != entry
+    }
     return sorted(moved)
 
 
@@ -144,9 +175,12 @@ async def _contents(
             oids = await asyncio.to_thread(_hashes, repo, regular)
         return await asyncio.to_thread(_entries_of, repo, stamps, oids, git)
     except OSError as error:
-        raise ConfigError(
-            f"{error.filename}: {error.strerror}; it must not change while it is read", str(repo)
-        ) from error
+        raise _unreadable(repo, error) from error
+
+
+def _unreadable(repo: Path, error: OSError) -> ConfigError:
+    said = f"{error.filename}: {error.strerror}; it must not change while it is read"
+    return ConfigError(said, str(repo))
 
 
 def _entries_of(

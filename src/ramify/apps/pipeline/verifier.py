@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 from ramify.apps.pipeline.config import read_pipeline
 from ramify.apps.pipeline.project import find_project, placed
 from ramify.apps.pipeline.records import PipelineSpec, Response
+from ramify.apps.pipeline.retention import sweep
 from ramify.apps.pipeline.run import RunRequest, run_pipeline
 from ramify.contracts.context import Clock
 from ramify.contracts.errors import VerificationRejected
@@ -26,7 +28,7 @@ class PipelineVerifier:
         pipeline: the pipeline, or the file that declares it: outside of the repository, or a copy.
             It is read once, here.
         provider: makes the sandboxes.
-        artifacts: ARTIFACT_DIR.
+        artifacts: ARTIFACT_DIR. Old runs of the repository go as the pipeline's `retention` says.
         clock: time.
 
     Raises:
@@ -57,6 +59,10 @@ class PipelineVerifier:
         spec = placed(self._spec, project.place)
         response = await run_pipeline(
             RunRequest(project.repo, spec, self._provider, self._clock, self._artifacts)
+        )
+        # What cannot be removed now (another user's) is tried again after the next run.
+        await asyncio.to_thread(
+            sweep, self._artifacts, project.repo, spec.retention, self._clock.now()
         )
         if not response.passed:
             raise rejection(response)

@@ -149,12 +149,7 @@ async def run_planned(
         except ConfigError as error:
             raise _with_way_out(error, planned) from error
         swept = await asyncio.to_thread(
-            sweep,
-            planned.artifacts,
-            repo,
-            keep_runs=spec.retention.runs,
-            keep_bytes=spec.retention.max_bytes,
-            now=options.clock.now(),
+            sweep, planned.artifacts, repo, spec.retention, options.clock.now(), alone=True
         )
     for problem in swept.problems:
         say(f"an old run could not be removed: {problem}")
