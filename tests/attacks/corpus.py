@@ -6,6 +6,7 @@ import random
 
 import attacks_export
 import attacks_git
+import attacks_metadata
 import attacks_network
 import attacks_others
 import attacks_pipeline
@@ -28,6 +29,7 @@ for module in (
     attacks_pipeline,
     attacks_git,
     attacks_network,
+    attacks_metadata,
     attacks_others,
     attacks_world,
 ):
