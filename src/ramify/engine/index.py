@@ -16,7 +16,7 @@ import struct
 import threading
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -84,6 +84,9 @@ class Index:
         self._header = _Header()
         self._start = 0
         self._fresh: dict[str, bytearray] = {}
+        self._fresh_count = 0
+        self._total = 0
+        self._numbers: dict[str, int] = {}
         self._handle: int | None = None
         self._close: Callable[[], object] = int  # nothing to close yet
 
@@ -96,13 +99,16 @@ class Index:
         index = cls(job / INDEX_FILE, files)
         if not index._read():
             index._header = _Header()
+        groups = index._header.rollouts
+        index._numbers = {key: number for number, key in enumerate(groups)}
+        index._total = sum(group.count for group in groups.values())
         index.extend()
         return index
 
-    def newest_fences(self) -> Mapping[str, int]:
-        """The newest lease of each rollout that ever had one."""
-        groups = self._header.rollouts
-        return {key: group.fence for key, group in groups.items() if group.fence >= 0}
+    def newest_fence(self, rollout_id: str) -> int | None:
+        """The newest lease of a rollout; None if it never had one."""
+        group = self._header.rollouts.get(rollout_id)
+        return None if group is None or group.fence < 0 else group.fence
 
     def lines(self, rollout_id: str) -> Iterator[tuple[Path, int, bytes]]:
         """File, offset and line of each event of a rollout, in order. Raises StoreError."""
@@ -177,8 +183,7 @@ class Index:
     def extend(self) -> None:
         """Take in what was written since. Raises StoreError where an events file is damaged."""
         added = 0
-        groups = self._header.rollouts
-        numbers = {key: number for number, key in enumerate(groups)}
+        groups, numbers = self._header.rollouts, self._numbers
         for number, path in self._files.items():
             covered = self._header.covered.get(number)
             start = covered.end if covered else 0
@@ -199,9 +204,9 @@ class Index:
             if line:
                 covered = _Covered(offset + len(line), offset, checksum_of(line))
                 self._header.covered[number] = covered
-        fresh = sum(map(len, self._fresh.values())) // _RECORD.size
-        total = fresh + sum(group.count for group in groups.values())
-        if added and fresh * _WORTH_SAVING >= total:
+        self._fresh_count += added
+        self._total += added
+        if added and self._fresh_count * _WORTH_SAVING >= self._total:
             self._save()
 
     def _save(self) -> None:
@@ -230,7 +235,8 @@ class Index:
             draft.unlink(missing_ok=True)
             return
         self._keep(handle)
-        self._header, self._start, self._fresh = header, _PREFIX.size + len(encoded), {}
+        self._header, self._start = header, _PREFIX.size + len(encoded)
+        self._fresh, self._fresh_count = {}, 0
 
 
 def _decode(path: Path, offset: int, line: bytes) -> _Head:

@@ -94,17 +94,16 @@ def read_results(path: Path) -> dict[str, RolloutResult]:
 
 def recorded_results(path: Path) -> dict[str, RolloutResult]:
     """The same as each was when its rollout ended. Raises StoreError."""
-    return _results_from(path, 0, {})[0]
+    found: dict[str, RolloutResult] = {}
+    _read_results_into(found, path, 0)
+    return found
 
 
-def _results_from(
-    path: Path, start: int, before: Mapping[str, RolloutResult]
-) -> tuple[dict[str, RolloutResult], int]:
-    """Those before, and those that stand from a byte of the file on; and where that ends."""
-    found = dict(before)
+def _read_results_into(found: dict[str, RolloutResult], path: Path, start: int) -> int:
+    """Add those that stand from a byte of the file on; returns where that ends."""
     file = path / RESULTS_FILE
     if not file.exists():
-        return found, start
+        return start
     for offset, line in read_lines(file, start):
         try:
             result = _results.decode(line)
@@ -113,7 +112,7 @@ def _results_from(
         if supersedes(result, found.get(result.rollout_id)):
             found[result.rollout_id] = result
         start = offset + len(line)
-    return found, start
+    return start
 
 
 def supersedes(result: RolloutResult, standing: RolloutResult | None) -> bool:
@@ -139,26 +138,33 @@ class JobReader:
     def __init__(self, path: Path, *, revised: bool = True) -> None:
         self._path, self._revised = path, revised
         # Results come first: what they speak of is in the events that are read afterwards.
-        found, self._read = _results_from(path, 0, {})
+        self._first: dict[str, RolloutResult] = {}
+        self._read = _read_results_into(self._first, path, 0)
         self._index = Index.load(path, event_files(path))
         self._blobs = BlobStore(path / "blobs")
-        self._take(found)
+        self._revise()
 
     def update(self) -> None:
-        """Take in what was recorded since, of the engine that has the job open. Blocks."""
-        found, self._read = _results_from(self._path, self._read, self._first)
-        self._index.extend()
-        self._take(found)
+        """Take in what was recorded since, of the engine that has the job open. Blocks.
 
-    def _take(self, found: dict[str, RolloutResult]) -> None:
-        self._first = found
-        self._revisions = read_revisions(self._path, found) if self._revised else {}
+        Costs as much as there is to take in, whatever was read before; but with `revised` all
+        revisions are read again.
+        """
+        self._read = _read_results_into(self._first, self._path, self._read)
+        self._index.extend()
+        self._revise()
+
+    def _revise(self) -> None:
+        first = self._first
+        self._revisions = read_revisions(self._path, first) if self._revised else {}
         later = {key: revision.result for key, revision in self._revisions.items()}
-        self.results: Mapping[str, RolloutResult] = {**found, **later}
-        self._wanted = {
-            key: found[key].fence if key in found else fence
-            for key, fence in self._index.newest_fences().items()
-        }
+        self.results: Mapping[str, RolloutResult] = {**first, **later} if later else first
+
+    def _fence(self, rollout_id: str) -> int | None:
+        """The lease of the attempt that is read; None if there was none."""
+        newest = self._index.newest_fence(rollout_id)
+        result = self._first.get(rollout_id)
+        return newest if newest is None or result is None else result.fence
 
     def events(self, rollout_id: str | None = None) -> Iterator[AnyEvent]:
         """Events of the job, or of one rollout, in the order of files and lines.
@@ -196,7 +202,7 @@ class JobReader:
             key = event.rollout_id
             if isinstance(event, LeaseEvent):
                 current[key] = event.fence
-            if current.get(key) == self._wanted.get(key):
+            if current.get(key) == self._fence(key):
                 yield event
 
 

@@ -69,13 +69,13 @@ def comparable(result: RolloutResult) -> bool:
     return result.outcome.counts or result.unscored_by_us
 
 
-def siblings_of(results: Mapping[str, RolloutResult], task_id: str) -> list[tuple[str, int]]:
-    """Rollout id and lease of each rollout of a task that is compared, by id."""
-    return sorted(
-        (key, result.fence)
-        for key, result in results.items()
-        if result.task_id == task_id and comparable(result)
-    )
+def _siblings(results: Mapping[str, RolloutResult]) -> dict[str, list[tuple[str, int]]]:
+    """Rollout id and lease of each rollout that is compared, by task and then by id."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for key, result in sorted(results.items()):
+        if comparable(result):
+            found.setdefault(result.task_id, []).append((key, result.fence))
+    return found
 
 
 def read_revisions(path: Path, results: Mapping[str, RolloutResult]) -> dict[str, Revision]:
@@ -87,17 +87,15 @@ def read_revisions(path: Path, results: Mapping[str, RolloutResult]) -> dict[str
     found: dict[str, Revision] = {}
     if not file.exists():
         return found
-    now: dict[str, list[tuple[str, int]]] = {}
+    now: dict[str, list[tuple[str, int]]] | None = None
     for offset, line in read_lines(file):
         try:
             revised = _lines.decode(line)
         except msgspec.DecodeError as error:
             raise StoreError(f"{file}: byte {offset}: is not a revision ({error})") from error
         if revised.siblings:
-            task_id = revised.task_id
-            if task_id not in now:
-                now[task_id] = siblings_of(results, task_id)
-            if now[task_id] != list(revised.siblings):
+            now = _siblings(results) if now is None else now
+            if now.get(revised.task_id) != list(revised.siblings):
                 continue
         for one in revised.rollouts:
             stands = results.get(one.result.rollout_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class PlannedBranches:
     roots: int
     observer: Observer
     clock: Clock
+    _before: _Before | None = None
     _pilots: dict[str, dict[str, Pilot]] = field(default_factory=dict[str, dict[str, Pilot]])
     _plans: dict[str, BranchPolicy | None] = field(default_factory=dict[str, "BranchPolicy | None"])
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -44,7 +46,9 @@ class PlannedBranches:
         """The policy of a rollout that begins now: a pilot's, a planned one, or none (chains)."""
         async with self._lock:
             if item.task_id not in self._pilots:
-                found = await asyncio.to_thread(_pilots, self.job, item.task_id)
+                if self._before is None:
+                    self._before = await asyncio.to_thread(_Before, self.job)
+                found = await asyncio.to_thread(self._before.pilots, item.task_id)
                 self._pilots[item.task_id] = found
             pilots = self._pilots[item.task_id]
             if len(pilots) < PILOTS:
@@ -67,16 +71,24 @@ class PlannedBranches:
             pilots[result.rollout_id] = _as_pilot(result, tree)
 
 
-def _pilots(job: Path, task_id: str) -> dict[str, Pilot]:
-    """Pilots of a task that a run directory holds."""
-    found: dict[str, Pilot] = {}
-    reader = JobReader(job)
-    for rollout, result in reader.results.items():
-        if result.task_id == task_id and result.leaves > 1:
-            tree = tree_from_events(reader.events(rollout))
+class _Before:
+    """What a run directory held when this engine opened it. Its methods block."""
+
+    def __init__(self, job: Path) -> None:
+        self._reader = JobReader(job)
+        self._branched: dict[str, list[RolloutResult]] = defaultdict(list)
+        for result in self._reader.results.values():
+            if result.leaves > 1:
+                self._branched[result.task_id].append(result)
+
+    def pilots(self, task_id: str) -> dict[str, Pilot]:
+        """Pilots of a task, by rollout id."""
+        found: dict[str, Pilot] = {}
+        for result in self._branched.get(task_id, ()):
+            tree = tree_from_events(self._reader.events(result.rollout_id))
             if _is_pilot(result, tree):
-                found[rollout] = _as_pilot(result, tree)
-    return found
+                found[result.rollout_id] = _as_pilot(result, tree)
+        return found
 
 
 def _is_pilot(result: RolloutResult, tree: Tree) -> bool:

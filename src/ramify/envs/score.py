@@ -85,7 +85,8 @@ async def score_job(
         raise ConfigError("the job does not say where its tasks are; name them with --tasks")
     needy = _need_more(place, {result.task_id for result in found.values()})
     left_alone = [r for r in found.values() if r.task_id in needy or r.leaves > 1]
-    slots = sorted((r.task_id, r.repeat) for r in found.values() if r not in left_alone)
+    again = found.keys() - {r.rollout_id for r in left_alone}
+    slots = sorted((found[key].task_id, found[key].repeat) for key in again)
     if not slots:
         raise UnsupportedError(
             f"{job}: the tests of all its tasks need the agent's file system or processes, of "
@@ -93,7 +94,8 @@ async def score_job(
         )
 
     def same_slots(task_ids: Sequence[str]) -> Sequence[tuple[str, int]]:
-        return [slot for slot in slots if slot[0] in task_ids]
+        known = set(task_ids)
+        return [slot for slot in slots if slot[0] in known]
 
     wanted = msgspec.structs.replace(
         options or RunOptions(),

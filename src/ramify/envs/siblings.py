@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -71,16 +71,14 @@ class Siblings:
     async def _batches(
         self, plan: JobPlan, results: AsyncIterator[RolloutResult]
     ) -> AsyncGenerator[_Batch]:
-        planned: dict[str, set[int]] = defaultdict(set)
-        for task_id, repeat in plan.slots:
-            planned[task_id].add(repeat)
+        planned = Counter(task_id for task_id, _ in plan.slots)
         waiting: dict[str, list[RolloutResult]] = defaultdict(list)
         async for result in results:
             task_id = result.task_id
             reward = self.tasks[task_id].final
             if compares_siblings(self.tasks[task_id].task, reward):
                 waiting[task_id].append(result)
-                if {one.repeat for one in waiting[task_id]} >= planned[task_id]:
+                if len(waiting[task_id]) == planned[task_id]:  # each comes once
                     yield self._batch(waiting.pop(task_id), reward)
             else:
                 # One that has just failed is not tried again at once, but by the next run.
