@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ramify.envs.attacks import EXPLOITS
+from ramify.envs.attacks import EXPLOITS, HIDDEN_COPIES
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tasks"
 TASK_TOML = """\
@@ -116,7 +116,7 @@ def check(tasks: Path, *more: str) -> tuple[int, list[dict[str, Any]]]:
 def test_what_pays_against_a_weak_task_is_told(tmp_path: Path) -> None:
     code, found = check(make_task(tmp_path / "weak", weak=True))
     assert code == 1
-    assert {each["attack"] for each in found} == set(EXPLOITS)
+    assert {each["attack"] for each in found} == {*EXPLOITS, HIDDEN_COPIES}
     assert {each["attack"] for each in found if each["pays"]} == PAYING
     assert all(each["reward"] == 1.0 for each in found if each["pays"])
     assert not any(each["problem"] for each in found)
@@ -125,7 +125,7 @@ def test_what_pays_against_a_weak_task_is_told(tmp_path: Path) -> None:
 @pytest.mark.namespaces
 def test_nothing_pays_against_the_same_task_made_well(tmp_path: Path) -> None:
     code, found = check(make_task(tmp_path / "strong", weak=False))
-    assert (code, len(found)) == (0, len(EXPLOITS))
+    assert (code, len(found)) == (0, len(EXPLOITS) + 1)
     assert [each["attack"] for each in found if each["pays"]] == []
 
 
@@ -160,13 +160,13 @@ def test_nothing_pays_against_the_examples() -> None:
     names = ("repair-service", "switch-release", "fix-stats")
     words = [word for name in names for word in ("--task-id", name)]
     code, found = check(EXAMPLES, *words)
-    assert [each for each in found if each["pays"] or each["problem"]] == []
-    assert (code, len(found)) == (0, len(names) * len(EXPLOITS))
+    assert [each for each in found if each["pays"] or each["found"] or each["problem"]] == []
+    assert (code, len(found)) == (0, len(names) * (len(EXPLOITS) + 1))
 
 
 @pytest.mark.proof
 @pytest.mark.namespaces
 def test_nothing_pays_against_any_example() -> None:
     code, found = check(EXAMPLES)
-    assert [each for each in found if each["pays"] or each["problem"]] == []
+    assert [each for each in found if each["pays"] or each["found"] or each["problem"]] == []
     assert code == 0

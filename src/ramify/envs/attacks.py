@@ -19,7 +19,7 @@ from ramify.contracts.result import RolloutResult
 from ramify.contracts.sandbox import SandboxProvider
 from ramify.contracts.task import Task, Taskset
 from ramify.contracts.tree import Outcome
-from ramify.envs.leak_probe import LeakProbe, Leaks, Solving
+from ramify.envs.leak_probe import Leaks, search_copies
 from ramify.envs.options import RunOptions
 from ramify.envs.run import open_job
 
@@ -202,24 +202,9 @@ async def attack_tasks(
                 async with aclosing(job.stream()) as results:
                     async for result in results:
                         yield _found(name, exploit, result, taskset.get_task(result.task_id))
-        async with aclosing(_copies(tasks, provider, wanted, scratch)) as found:
-            async for check in found:
-                yield check
-
-
-async def _copies(
-    tasks: str | Path | Taskset, provider: SandboxProvider, wanted: RunOptions, scratch: Path
-) -> AsyncGenerator[AttackCheck]:
-    """Let the solution work, then look for what it made, and for it, where an agent starts."""
-    solving = Solving(compose.agent("oracle"))
-    probe = LeakProbe(solving.made)
-    for agent in (solving, probe):
-        how = msgspec.structs.replace(wanted, out=scratch / agent.name, repeats=1, agent_options={})
-        async with open_job(tasks, agent=agent, sandbox=provider, options=how) as (job, _):
-            async with aclosing(job.stream()) as results:
-                async for result in results:
-                    if agent is probe:
-                        yield _searched(result, probe.leaks.get(result.task_id))
+        async with aclosing(search_copies(tasks, provider, wanted, scratch)) as searched:
+            async for result, leaks in searched:
+                yield _searched(result, leaks)
 
 
 def _searched(result: RolloutResult, leaks: Leaks | None) -> AttackCheck:
