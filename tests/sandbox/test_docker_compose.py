@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import signal
 import sys
 import time
@@ -264,12 +265,12 @@ services:
     with pytest.raises(EnvironmentFailed, match=what) as caught:
         await docker.create(
             msgspec.structs.replace(
-                project(tmp_path, docker_spec.image, text), labels={"test": tmp_path.name}
+                project(tmp_path, docker_spec.image, text), labels={"test": str(tmp_path)}
             )
         )
     assert "'sick'" in str(caught.value)
     assert "the disk is on fire" in str(caught.value)
-    assert await labelled(tmp_path.name) == 0
+    assert await labelled(str(tmp_path)) == 0
 
 
 async def test_a_command_that_is_not_there_and_a_health_nobody_checks(
@@ -284,7 +285,8 @@ async def test_a_command_that_is_not_there_and_a_health_nobody_checks(
 
 
 async def test_a_cancelled_start_leaves_nothing(docker: DockerProvider, spec: SandboxSpec) -> None:
-    marked = msgspec.structs.replace(spec, labels={"test": "cancelled-project"})
+    mark = secrets.token_hex(8)
+    marked = msgspec.structs.replace(spec, labels={"test": mark})
     for delay in (0.1, 0.5, 1.2):
         task = asyncio.create_task(docker.create(marked))
         await asyncio.sleep(delay)
@@ -293,7 +295,7 @@ async def test_a_cancelled_start_leaves_nothing(docker: DockerProvider, spec: Sa
         if not task.cancelled():
             await task.result().teardown()
     async with asyncio.timeout(20):
-        while await labelled("cancelled-project"):
+        while await labelled(mark):
             continue
 
 

@@ -111,7 +111,8 @@ async def test_a_cancelled_exec_kills_its_command(box: Sandbox) -> None:
 async def test_a_cancelled_create_leaves_no_container(
     docker: DockerProvider, docker_spec: SandboxSpec
 ) -> None:
-    spec = SandboxSpec(image=docker_spec.image, labels={"test": "cancelled"})
+    mark = secrets.token_hex(8)
+    spec = SandboxSpec(image=docker_spec.image, labels={"test": mark})
     for delay in (0.0, 0.02, 0.1, 0.3):
         task = asyncio.create_task(docker.create(spec))
         await asyncio.sleep(delay)
@@ -121,7 +122,7 @@ async def test_a_cancelled_create_leaves_no_container(
             await task.result().teardown()
     client = EngineClient()
     async with asyncio.timeout(20):
-        query = {"all": "1", "filters": '{"label": ["test=cancelled"]}'}
+        query = {"all": "1", "filters": json.dumps({"label": [f"test={mark}"]})}
         while await client.call("GET", "/containers/json", "list", query=query):
             continue
     await client.aclose()
