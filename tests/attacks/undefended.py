@@ -11,6 +11,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any, cast
 from xml.etree import ElementTree
 
 from ramify.contracts.sandbox import Sandbox
@@ -37,8 +38,9 @@ async def read_reward(sandbox: Sandbox) -> float:
     line = "cat /logs/verifier/reward.json 2>/dev/null || cat /logs/verifier/reward.txt"
     said = (await sandbox.exec(line, user="root", timeout_sec=10)).stdout.decode(errors="replace")
     try:
-        document = json.loads(said)
-        return float(document["reward"] if isinstance(document, dict) else document)
+        document: Any = json.loads(said)
+        found = cast("dict[str, Any]", document) if isinstance(document, dict) else None
+        return float(document if found is None else found["reward"])
     except ValueError:
         return 0.0
 

@@ -51,6 +51,11 @@ cd /app
 if [ "$(python3 -c 'import answer; print(answer.VALUE)')" = 42 ]; then r=1; else r=0; fi
 echo $r > /logs/verifier/reward.txt
 """
+BY_WRITING = """\
+cd /tests && echo 'VALUE = 42' > wanted.py || exit 1
+if cmp -s wanted.py /app/answer.py; then r=1; else r=0; fi
+echo $r > /logs/verifier/reward.txt
+"""
 SEES = """\
 { echo "$HOME"; ls -A "$HOME"; touch "$HOME/mine" && echo writable; } > /logs/verifier/seen
 echo 1 > /logs/verifier/reward.txt
@@ -133,9 +138,10 @@ async def test_what_the_check_finds_is_what_runs(tmp_path: Path, ramify_home: Pa
     assert before[1] != after[1]
 
 
-async def test_a_task_that_imports_from_its_directory_stays_plain(
-    tmp_path: Path, ramify_home: Path
+@pytest.mark.parametrize("script", [BY_IMPORT, BY_WRITING])
+async def test_a_task_that_imports_from_its_directory_or_writes_to_its_tests_stays_plain(
+    tmp_path: Path, ramify_home: Path, script: str
 ) -> None:
-    found = await checked(task(tmp_path / "task", BY_IMPORT))
+    found = await checked(task(tmp_path / "task", script))
     assert (found.ok, found.level, found.profile) == (True, WORKDIR, Hardening.PLAIN)
     assert (found.oracle, found.nop) == ((1.0,), (0.0,))
