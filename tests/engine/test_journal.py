@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import os
 import resource
 import threading
@@ -368,3 +369,36 @@ def test_damage_of_any_kind_never_changes_a_record(
 @given(st.binary(max_size=60))
 def test_text_without_a_checksum_is_not_sound(line: bytes) -> None:
     assert not is_sound(line)
+
+
+class _Growing(io.RawIOBase):
+    """A file that ends in half a line when its end is read, and has grown when it is read again."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.pieces = pieces
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return offset
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self.pieces.pop(0) if self.pieces else b""
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+def test_a_line_that_is_being_written_is_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader beside the writer sees half a line; the rest may come while it looks for more."""
+    lines = lines_of([Entry(1), Entry(2)])
+    pieces = [lines[:-9], b"", lines[-9:], b""]
+    path = tmp_path / "x.jsonl"
+    raw = io.BufferedReader(_Growing(pieces))
+    monkeypatch.setattr(Path, "open", lambda *_given, **_named: raw)
+    assert numbers(path) == [1]

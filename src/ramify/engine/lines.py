@@ -59,7 +59,9 @@ def read_lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[
                     return
                 if not is_sound(line):
                     where = f"line {number}" if start == 0 else f"byte {offset}"
-                    _require_torn(path, where, line, last=not file.read(1))
+                    # Without a newline it was the last when it was read; a writer may go on since.
+                    last = not line.endswith(b"\n") or not file.read(1)
+                    _require_torn(path, where, line, last=last)
                     return
                 yield offset, line
                 offset += len(line)
