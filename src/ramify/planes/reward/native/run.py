@@ -173,7 +173,9 @@ class NativeRun:
         if not wanted:
             yield ""
             return
-        process = await self.sandbox.spawn(self._python(CALLEE, own), user=CODE_USER, cwd="/")
+        process = await self.sandbox.spawn(
+            self._python(CALLEE, own), user=CODE_USER, cwd="/", env=own.env if own else None
+        )
         try:
             setting = {
                 "workdir": self.ctx.workdir,
@@ -221,6 +223,7 @@ class NativeRun:
             self._python(SESSION, own),
             user=TESTS_USER,
             cwd="/",
+            env=own.env if own else None,
             stdin=msgspec.json.encode(wanted),
             timeout_sec=self._timeout_sec(),
             output_limit=max(_REPORT_LIMIT, _OUTPUT_LIMIT),

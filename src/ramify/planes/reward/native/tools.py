@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import shlex
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,9 @@ from ramify.planes.reward.stage import agent_sandbox, fresh_sandbox, has_own_ima
 _PLACE = f"{HARNESS_DIR}-python"
 _LIMITS = TransferLimits(max_bytes=256 * MIB, max_entries=5000, links="inside")
 _COPY_SEC = 180.0
+_PLAIN_LOCALE = {"LC_ALL": "C"}
+"""For any other the C library looks up in files, which an agent may have written, what code
+converts its characters, and loads that."""
 
 
 class _Note(msgspec.Struct, frozen=True):
@@ -39,10 +42,11 @@ _decoder = msgspec.json.Decoder(_Note)
 
 
 class OwnPython(NamedTuple):
-    """`argv` starts it; `packages` are directories of packages that it does not have itself."""
+    """`argv` starts it, in the environment `env`; `packages` it finds in these directories."""
 
     argv: Sequence[str]
     packages: Sequence[str]
+    env: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ class PreparedPython:
             (folder / "preload").touch()
             await _empty_preload(target, folder / "preload")
         argv = [f"{place}/bin/loader", "--library-path", f"{place}/so", f"{place}/bin/python3"]
-        return OwnPython(argv, self.packages)
+        return OwnPython([*argv, "-X", "utf8"], self.packages, _PLAIN_LOCALE)
 
 
 @asynccontextmanager
