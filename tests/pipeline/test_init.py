@@ -59,11 +59,22 @@ PROJECTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {"install": f"{VENV}{PIP}-r requirements.txt -e . pytest", "test": TEST},
     ),
     "python with unittest": (
-        {"setup.py": "", "tests/test_x.py": ""},
+        {"setup.py": "", "tests/__init__.py": "", "tests/test_x.py": ""},
         {
             "install": f"{VENV}{PIP}-e .",
             "test": '"$TMPDIR/venv/bin/python" -m unittest discover -s tests -t .',
         },
+    ),
+    "python whose tests are no package": (
+        {"setup.py": "", "tests/test_x.py": "import unittest\n"},
+        {
+            "install": f"{VENV}{PIP}-e .",
+            "test": '"$TMPDIR/venv/bin/python" -m unittest discover -s tests',
+        },
+    ),
+    "python with tests that only pytest runs": (
+        {"setup.py": "", "tests/test_x.py": "import x\n\n\ndef test_x():\n    assert x\n"},
+        {"install": f"{VENV}{PIP}-e . pytest", "test": TEST},
     ),
     "requirements only": (
         {"requirements.txt": "", "pytest.ini": "[pytest]\n"},

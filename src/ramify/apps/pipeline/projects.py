@@ -22,6 +22,7 @@ _BUILT_WITH = re.compile(
     r"cython|pybind11|nanobind|cffi|scikit-build|meson-python|maturin|rust|[-_](scm|vcs)\b", re.I
 )
 _EXTENSION = re.compile(r"\bext_modules\b|\bExtension\(|\bcffi_modules\b|\buse_scm_version\b")
+_FOR_PYTEST = re.compile(r"^(?:import pytest\b|from pytest\b|(?:async )?def test_)", re.MULTILINE)
 _TEST_EXTRAS = ("test", "tests", "testing", "dev")
 
 
@@ -67,6 +68,7 @@ def _python(root: Path) -> Project | None:
     pytest = pytest or any((root / n).is_file() for n in ("pytest.ini", "conftest.py"))
     tests = [n for n in ("tests", "test", "testing") if (root / n).is_dir()]
     pytest = pytest or any(any((root / n).glob("**/conftest.py")) for n in tests)
+    pytest = pytest or any(_for_pytest(root / name) for name in tests)
     ruff = "ruff" in tool or any((root / n).is_file() for n in ("ruff.toml", ".ruff.toml"))
     mypy = "mypy" in tool or "mypy" in sections
     mypy = mypy or any((root / n).is_file() for n in ("mypy.ini", ".mypy.ini"))
@@ -82,13 +84,20 @@ def _python(root: Path) -> Project | None:
     if pytest:
         steps.append(FoundStep("test", _from_venv('pytest --junitxml "$JUNIT_DIR/pytest.xml"')))
     elif tests:
+        # Only what is a package can be imported from the top.
+        top = " -t ." if (root / tests[0] / "__init__.py").is_file() else ""
         steps.append(
-            FoundStep("test", _from_venv(f"python -m unittest discover -s {tests[0]} -t ."))
+            FoundStep("test", _from_venv(f"python -m unittest discover -s {tests[0]}{top}"))
         )
     locks = [n for n in ("uv.lock", "poetry.lock") if (root / n).is_file()]
     protected = (*(f"{n}/**" for n in tests), *requirements, *locks)
     image = "python:3.12" if _needs_tools(root, pyproject) else "python:3.12-slim"
     return Project("Python", image, tuple(steps), protected)
+
+
+def _for_pytest(tests: Path) -> bool:
+    """Whether a test is a plain function, which unittest would pass over, or imports pytest."""
+    return any(_FOR_PYTEST.search(_read(file) or "") for file in sorted(tests.glob("**/test*.py")))
 
 
 def _needs_tools(root: Path, pyproject: dict[str, Any]) -> bool:
