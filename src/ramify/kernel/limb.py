@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from ramify.contracts.agent import Checkpointable, StopReason
+from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.context import Context
 from ramify.contracts.environment import Forkable
 from ramify.contracts.errors import AgentTimeoutError, RewardFailedError
@@ -206,15 +207,20 @@ class Limb:
             await asyncio.Event().wait()
 
     async def _stop_turn(self) -> None:
-        """End the agent's turn, if one runs or waits."""
+        """End the agent's turn, if one runs or waits; what follows may free its sandbox."""
         turn, self._turn, self._asked = self._turn, None, None  # so that it does not wait again
-        if turn is None:
-            return
+        if turn is not None:
+            await uninterrupted(self._end_turn(turn))
+
+    async def _end_turn(self, turn: asyncio.Task[StopReason]) -> None:
+        turn.add_done_callback(_seen)
         if not turn.done():
             turn.cancel()
-            await asyncio.wait({turn})
-        if not turn.cancelled():
-            turn.exception()  # whatever it was: the turn is of no use any more
+
+            async def ended() -> None:
+                await asyncio.wait({turn})
+
+            await self.phases.clean("turn", ended)
         if self.world is not None and self.world.session is not None:
             await self.phases.clean("turn", self.world.session.cancel)
 
@@ -278,7 +284,7 @@ class Limb:
                 )
             )  # fmt: skip
             await self._stop_turn()
-            await self._bury(world)
+            await uninterrupted(self._bury(world))
         return cut
 
     def child(self, cut: Cut, fork: Fork, index: int) -> Limb:
@@ -418,6 +424,11 @@ class Limb:
             if world.environment is not None:
                 await self.phases.clean("environment", world.environment.teardown)
             await self.phases.clean("sandbox", world.sandbox.teardown)
+
+
+def _seen(turn: asyncio.Task[StopReason]) -> None:
+    if not turn.cancelled():
+        turn.exception()  # whatever it was: the turn is of no use any more
 
 
 async def _score(reward: Reward, node: RolloutNode, ctx: Context) -> VerifyResult:
