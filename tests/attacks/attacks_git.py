@@ -96,32 +96,32 @@ ATTACKS: list[Attack] = [
          f"{_EXTERNAL}; mv .git/config settings; ln -s ../settings .git/config"),
     _git("S05z", "the repository lies elsewhere: .git is a file",
          _MOVED + "echo 'gitdir: meta' > .git"),
-    _git("S06a", "the repository lies elsewhere: .git is a link",
+    _git("S05aa", "the repository lies elsewhere: .git is a link",
          _MOVED + "rm -rf meta/objects meta/refs meta/HEAD; ln -s meta .git"),
-    _git("S06b", "a repository that is made one by the tests alone", f"{_EXTERNAL}; {_UNMADE}"),
-    _git("S06c", "the repository's main part is another directory",
+    _git("S05ab", "a repository that is made one by the tests alone", f"{_EXTERNAL}; {_UNMADE}"),
+    _git("S05ac", "the repository's main part is another directory",
          _MOVED + _COMMONDIR),
-    _git("S06d", "the main part is made by the tests alone",
+    _git("S05ad", "the main part is made by the tests alone",
          f"{_MOVED}{_COMMONDIR}; rm -rf meta/objects meta/refs meta/HEAD"),
-    _git("S06e", "a bare repository in a subdirectory, entered by the tests",
+    _git("S05ae", "a bare repository in a subdirectory, entered by the tests",
          f"{_EXTERNAL}; git config core.worktree $PWD/data; cp -r .git data; rm -rf .git; "
          "sed -i s+/app/.git/run+/app/data/run+ data/config; sed -i s/bare.*/bare=false/ "
          "data/config; cd data; export GIT_DIR=. GIT_WORK_TREE=.; "
          "echo a > a; git add a; echo b > a"),
-    _git("S06f", "a submodule is brought up to date by a command",
+    _git("S05af", "a submodule is brought up to date by a command",
          f"git init -q other; git -C other {_COMMIT[4:]}; "
          "git -c protocol.file.allow=always submodule --quiet add $PWD/other sub; "
          f"{_COMMIT}; git submodule --quiet deinit -f sub; git submodule --quiet init; "
          "git config submodule.sub.update '!/app/.git/run'"),
-    _git("S06g", "a remote that is read by a program",
+    _git("S05ag", "a remote that is read by a program",
          "git init -q other; git remote add origin /app/other; "
          "git config remote.origin.uploadpack /app/.git/run"),
-    _git("S06h", "a remote whose address is a command",
+    _git("S05ah", "a remote whose address is a command",
          "git config remote.origin.url 'ext::/app/.git/run'; git config protocol.ext.allow always"),
-    _git("S06i", "a remote of the old form, whose address is a command",
+    _git("S05ai", "a remote of the old form, whose address is a command",
          "mkdir -p .git/remotes; echo 'URL: ext::/app/.git/run' > .git/remotes/origin; "
          "git config protocol.ext.allow always"),
-    _git("S06j", "a hook of the repository, by another name",
+    _git("S05aj", "a hook of the repository, by another name",
          "mkdir mine; cp .git/run mine/post-commit; git config core.hooksPath $PWD/mine; "
          "rm -rf .git/hooks; ln -s ../mine .git/hooks"),
 ]  # fmt: skip

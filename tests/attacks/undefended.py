@@ -39,8 +39,9 @@ async def read_reward(sandbox: Sandbox) -> float:
     said = (await sandbox.exec(line, user="root", timeout_sec=10)).stdout.decode(errors="replace")
     try:
         document: Any = json.loads(said)
-        found = cast("dict[str, Any]", document) if isinstance(document, dict) else None
-        return float(document if found is None else found["reward"])
+        if isinstance(document, dict):
+            document = cast("dict[str, Any]", document)["reward"]
+        return float(document)
     except ValueError:
         return 0.0
 

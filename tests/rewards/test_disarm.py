@@ -158,6 +158,20 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert (host / "hooks/a").exists()
 
 
+def test_what_a_rebase_would_run(tmp_path: Path) -> None:
+    host = make(tmp_path / "host", {"git-rebase-todo": "exec evil\n"})
+    tree = make(tmp_path / "tree", {".git/rebase-merge/git-rebase-todo": "exec evil\n"})
+    make(tree, {".git/rebase-merge/done": "pick a\n", "file.git/rebase-merge": "a file\n"})
+    (tree / "link.git").mkdir()
+    (tree / "link.git/rebase-merge").symlink_to(host)
+    assert sorted(disarmed_in(tree, "app")) == [
+        ".git: git-rebase-todo",
+        "link.git: git-rebase-todo",
+    ]
+    assert os.listdir(tree / ".git/rebase-merge") == ["done"]
+    assert os.listdir(host) == ["git-rebase-todo"]
+
+
 def test_bounds(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     for number in range(30):

@@ -24,6 +24,8 @@ _MAX_NOTE = 200
 _CONFIGS = ("config", "config.worktree")
 _DIRECTORIES = ("hooks", "remotes", "branches")
 """Of a repository; the last two are remotes as they were once written down."""
+_PLAN = "git-rebase-todo"
+"""What a rebase that goes on will do, which may be any program."""
 
 _PLAIN = {
     b"core": b"repositoryformatversion filemode bare logallrefupdates symlinks ignorecase "
@@ -132,6 +134,9 @@ def _disarm(place: str, left: int) -> tuple[list[str], int]:
     mode = stat.S_IMODE(os.lstat(place).st_mode)
     os.chmod(place, mode | 0o700)
     taken += [name for name in _DIRECTORIES if _remove(f"{place}/{name}")]
+    plan = f"{place}/rebase-merge"
+    if _remove(plan if os.path.islink(plan) else f"{plan}/{_PLAN}"):
+        taken.append(_PLAN)
     if _strays(f"{place}/commondir"):
         _remove(f"{place}/commondir")
         taken.append("commondir")
@@ -160,7 +165,7 @@ def _remove(path: str) -> bool:
     """Remove whatever stands there; whether anything but samples did."""
     try:
         info = os.lstat(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     if not stat.S_ISDIR(info.st_mode):
         os.unlink(path)
