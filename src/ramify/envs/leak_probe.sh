@@ -60,13 +60,11 @@ head -n 500 "$w/packed" |
         504b0304) t=unzip ;;
         *) continue ;;
         esac
-        if [ $t = unzip ]; then
-            has unzip || has python3 || { printf 'N\t%s: no unzip\n' "$f"; continue; }
-            unzipped "$f"
-        else
-            has $t || { printf 'N\t%s: no %s\n' "$f" $t; continue; }
-            $t -dc <"$f" 2>/dev/null
-        fi | head -c 67108864 | lines_of "$f"
+        has $t || { [ $t = unzip ] && has python3; } || { printf 'N\t%s: no %s\n' "$f" $t; continue; }
+        case $t in
+        unzip) unzipped "$f" ;;
+        *) $t -dc <"$f" 2>/dev/null ;;
+        esac | head -c 67108864 | lines_of "$f"
     done
 printf 'D\tarchives\n'
 

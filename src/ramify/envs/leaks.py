@@ -77,7 +77,8 @@ def documents(task: Task, before: Texts, after: Texts) -> list[Document]:
 
     That is the text of its solution and of its tests, and what the solution made of the work
     directory. What the agent is told, and what stood in the files that the solution changed, gives
-    nothing away; nor do tests that lie openly in the work directory. Blocks.
+    nothing away. Nor does what lies openly in the work directory, of the tests and of what the
+    solution made: that may be sorted, moved and put together of what was there. Blocks.
 
     Args:
         task: with its package.
@@ -89,6 +90,7 @@ def documents(task: Task, before: Texts, after: Texts) -> list[Document]:
     changed = {name: data for name, data in after.items() if before.get(name) != data}
     told = _lines(task.instruction.encode())
     known = told.union(*(_lines(before[name]) for name in changed if name in before))
+    openly = told.union(*(_lines(data) for data in before.values()))
     found = [
         Document("solution", name, frozenset(_lines(data) - known))
         for name, data in _solutions(package)
@@ -96,9 +98,8 @@ def documents(task: Task, before: Texts, after: Texts) -> list[Document]:
     for name, data in sorted(changed.items())[:_MAX_WORK]:
         if any(part in _MADE or part.startswith(".") for part in Path(name).parts):
             continue
-        copy = data if len(data) >= _LEAST_COPY else b""
-        found.append(Document("solution", name, frozenset(_lines(data) - known), copy))
-    openly = told.union(*(_lines(data) for data in before.values()))
+        copy = data if len(data) >= _LEAST_COPY and data not in before.values() else b""
+        found.append(Document("solution", name, frozenset(_lines(data) - openly), copy))
     for name, data in _tests(package):
         found.append(Document("tests", name, frozenset(_lines(data) - openly)))
     return [document for document in found if document.lines or document.copy]
@@ -158,10 +159,10 @@ def _tests(package: TaskPackage) -> list[tuple[str, bytes]]:
 
 def _files(root: Path, name: str) -> list[tuple[str, bytes]]:
     """The files of a part of a package that are small enough to be written by somebody."""
-    place = root / name
+    place = root / name  # what a world brings lies elsewhere, and its name is absolute
     paths = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
     small = [path for path in paths if path.stat().st_size <= _MAX_TEXT][:_MAX_FILES]
-    return [(str(path.relative_to(root)), path.read_bytes()) for path in small]
+    return [(str(Path(place.name, path.relative_to(place))), path.read_bytes()) for path in small]
 
 
 def _lines(data: bytes) -> set[str]:
