@@ -1,6 +1,7 @@
 import asyncio
 import json
 import logging
+import threading
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from ramify.contracts.messages import Message, ToolCall
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.tree import NodeStatus, Outcome, Step
 from ramify.engine.callbacks import CallbackObserver
+from ramify.engine.clock import SystemClock
 from ramify.engine.observe import FanOut, LoggingObserver, Metrics, RedactingObserver
 from ramify.engine.redact import Redactor
 from ramify.testing.sim import SimClock, simulate
@@ -312,6 +314,36 @@ def test_a_failing_callback_is_reported_once_and_disturbs_nothing() -> None:
 
     simulate(main)
     assert good == [0, 1, 2]
+
+
+async def test_a_callback_that_hangs_in_a_thread_takes_no_other_thread_with_it() -> None:
+    """What the loop's own threads do (files, mostly) goes on, and so do the other callbacks."""
+    hung: list[int] = []
+    good: list[int] = []
+    release = threading.Event()
+
+    def hangs(event: StatusEvent) -> None:
+        hung.append(event.node)
+        release.wait()
+
+    def fine(event: StatusEvent) -> None:
+        good.append(event.node)
+
+    report = Seen()
+    observer = CallbackObserver([hangs, fine], report, SystemClock(), call_sec=0.02)
+    try:
+        async with observer:
+            for node in range(40):
+                observer.emit(status(node))
+        async with asyncio.timeout(20):
+            assert await asyncio.to_thread(lambda: "free") == "free"
+    finally:
+        release.set()
+    assert good == list(range(40))
+    assert 1 < len(hung) < 20, "it is called again, but not for ever"
+    said = [event.message for event in report.events if isinstance(event, LogEvent)]
+    assert len(said) == 2
+    assert "not called any more" in said[1]
 
 
 def test_what_does_not_fit_is_dropped_and_counted() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,7 +17,9 @@ from ramify.contracts.errors import ConfigError, LimitExceededError, UsageError
 from ramify.contracts.events import AnyEvent, Event, LogEvent, Observer
 from ramify.contracts.result import RolloutResult
 from ramify.engine.cancel import deadline, stop
+from ramify.engine.onethread import OneThread
 
+_MOST_HUNG = 8
 _TYPES: dict[type, str] = {Event: "event", RolloutResult: "result"}
 
 
@@ -34,8 +37,10 @@ class CallbackObserver:
 
     Guarantees: events come in order, one call at a time; `emit` returns at once. A function that
     raises or takes longer than `call_sec` is reported once, as a LogEvent to `report`, and goes
-    on being called. When more than `queue_size` wait, newer ones are dropped, and their number
-    is reported at the end. Leaving waits up to `drain_sec` for what is queued.
+    on being called; but a synchronous one, whose thread cannot be ended, only until it has hung
+    8 times. Synchronous ones run in a thread of their own. When more than `queue_size` wait, newer
+    ones are dropped, and their number is reported at the end. Leaving waits up to `drain_sec` for
+    what is queued.
 
     Args:
         callbacks: the functions.
@@ -64,6 +69,8 @@ class CallbackObserver:
         self._queue: asyncio.Queue[AnyEvent | RolloutResult] = asyncio.Queue(queue_size)
         self._call_sec, self._drain_sec = call_sec, drain_sec
         self._failed: set[int] = set()
+        self._hung: Counter[int] = Counter()
+        self._thread = OneThread("callbacks")
         self._dropped = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -81,6 +88,7 @@ class CallbackObserver:
         finally:
             if task is not None:
                 await stop([task])
+            self._thread.shutdown()
         if self._dropped:
             self._log("", "callbacks were too slow; events were dropped", dropped=self._dropped)
 
@@ -110,9 +118,11 @@ class CallbackObserver:
             self._queue.task_done()
 
     async def _call(self, index: int, call: Call, values: dict[str, Any], rollout: str) -> None:
+        if self._hung[index] >= _MOST_HUNG:
+            return
         try:
             async with deadline(self._call_sec, f"callback {call.name}"):
-                await call(values)
+                await self._run(index, call, values)
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
@@ -126,6 +136,29 @@ class CallbackObserver:
                     callback=call.name,
                     error=f"{type(error).__name__}: {error}",
                 )
+
+    async def _run(self, index: int, call: Call, values: dict[str, Any]) -> None:
+        function = call.bind(values)
+        if call.is_async:
+            await function()
+            return
+        returns = asyncio.get_running_loop().run_in_executor(self._thread, function)
+        try:
+            result = await returns
+        finally:
+            if returns.cancelled():
+                self._write_off(index, call)
+        if inspect.isawaitable(result):
+            await result
+
+    def _write_off(self, index: int, call: Call) -> None:
+        """The thread is still in the function; others get a new one."""
+        self._thread.shutdown()
+        self._thread = OneThread("callbacks")
+        self._hung[index] += 1
+        if self._hung[index] == _MOST_HUNG:
+            said = f"a callback hung {_MOST_HUNG} times and is not called any more"
+            self._log("", said, callback=call.name)
 
     def _log(self, rollout: str, message: str, **fields: str | int) -> None:
         self._report.emit(LogEvent(rollout, self._clock.now(), "warning", message, dict(fields)))
