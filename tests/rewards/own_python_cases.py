@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from hard_stand import ISOLATED, RIGHT, graded
 
+from ramify.contracts.errors import InvalidRewardError
 from ramify.contracts.task import IsolationLevel
 
 __all__ = [
     "pythons",
     "test_code_under_test_cannot_change_it",
+    "test_code_under_test_that_owns_the_root_directory",
     "test_nothing_of_the_agents_takes_part",
     "test_planted_where_it_comes_to_lie",
     "test_prepared_once_and_anew_when_changed",
@@ -42,31 +44,28 @@ class TestPython(unittest.TestCase):
 """
 # Where the interpreter lies is no secret to the code; it must not get at it.
 SPOILS = """
-import os, sys
+import os, sys, tempfile
+
+def tries(what, *paths):
+    try:
+        what(*paths)
+        return [paths[0]]
+    except OSError:
+        return []
 
 def spoiled():
     done = []
     own = os.path.dirname(os.path.dirname(sys.executable))
-    places = [own, *(os.path.join(own, n) for n in os.listdir(own)), os.path.dirname(own)]
-    for place in places:
-        for name in os.listdir(place) if place != "/" else []:
-            for what in (os.unlink, lambda p: os.rename(p, p + "x"), lambda p: os.chmod(p, 0o777)):
-                try:
-                    what(os.path.join(place, name))
-                    done.append(os.path.join(place, name))
-                except OSError:
-                    pass
-        try:
-            open(os.path.join(place, "planted"), "w").close()
-            done.append(place)
-        except OSError:
-            pass
-    try:
-        os.rename(own, own + "x")
-        done.append(own)
-    except OSError:
-        pass
-    return done
+    for place in (own, *(os.path.join(own, name) for name in os.listdir(own))):
+        done += tries(lambda path: open(path, "w").close(), os.path.join(place, "planted"))
+        for name in os.listdir(place) if os.path.isdir(place) else []:
+            path = os.path.join(place, name)
+            done += tries(os.chmod, path, 0o777) + tries(os.rename, path, path + "x")
+    mine = tempfile.mkdtemp()
+    others = [os.path.join("/tmp", n) for n in os.listdir("/tmp") if n.startswith("ramify-tests")]
+    for path in (own, "/tests", "/ramify-verifier", *others):
+        done += tries(os.rename, path, path + "x") + tries(os.rename, path, mine + "/x")
+    return done if others else ["the tests have no directory"]
 """
 UNSPOILED = """
 import unittest
@@ -76,6 +75,8 @@ class TestPython(unittest.TestCase):
     def test_unspoiled(self):
         self.assertEqual(isolated_call("stats.py", "spoiled"), [])
 """
+OPENED = "chmod 777 / /tmp /var/tmp"
+LED_AWAY = "mkdir -m 777 /opt/t; rm -rf /tmp; ln -s /opt/t /tmp"
 PLANT = "; ".join(
     f"rm -rf {place}; mkdir -p /tmp/planted; ln -s /tmp/planted {place}"
     for place in ("/ramify-verifier-python", "/ramify-verifier")
@@ -124,9 +125,19 @@ async def test_prepared_once_and_anew_when_changed(room, tmp_path, pythons):
     assert loader.read_bytes()[:4] == b"\x7fELF"
 
 
-async def test_code_under_test_cannot_change_it(room, tmp_path):
-    result = await graded(room, tmp_path, SPOILS, UNSPOILED, level=FILESYSTEM)
+@pytest.mark.parametrize("script", ["", OPENED, LED_AWAY], ids=["", "opened", "led away"])
+async def test_code_under_test_cannot_change_it(room, tmp_path, script):
+    result = await graded(room, tmp_path, SPOILS, UNSPOILED, level=FILESYSTEM, script=script)
     assert result.reward == 1.0
+
+
+async def test_code_under_test_that_owns_the_root_directory(room, tmp_path):
+    work = graded(room, tmp_path, SPOILS, UNSPOILED, level=FILESYSTEM, script="chown 61002 / /tmp")
+    try:
+        found = (await work).reward
+    except InvalidRewardError as error:  # where root may not take them back
+        found = error.reason
+    assert found in (1.0, "tampered")
 
 
 async def test_planted_where_it_comes_to_lie(room, tmp_path):

@@ -16,16 +16,18 @@ import msgspec
 
 from ramify.contracts.config import ramify_home
 from ramify.contracts.context import Context
-from ramify.contracts.errors import InfraError, SandboxError
+from ramify.contracts.errors import InfraError, InvalidRewardError, SandboxError
 from ramify.contracts.sandbox import MIB, Mount, Sandbox, SandboxImage, TransferLimits
 from ramify.contracts.task import TaskPackage
-from ramify.planes.reward.native.harness import HARNESS_DIR, SOURCES
+from ramify.planes.reward.native.harness import CODE_UID, HARNESS_DIR, SOURCES
 from ramify.planes.reward.native.shelf import Shelf
 from ramify.planes.reward.stage import agent_sandbox, fresh_sandbox, has_own_image, scratch_folder
 
 _PLACE = f"{HARNESS_DIR}-python"
 _LIMITS = TransferLimits(max_bytes=256 * MIB, max_entries=5000, links="inside")
 _COPY_SEC = 180.0
+_CLOSE_SEC = 30.0
+_STAYS_OPEN = 3
 _PLAIN_LOCALE = {"LC_ALL": "C"}
 """For any other the C library looks up in files, which an agent may have written, what code
 converts its characters, and loads that."""
@@ -66,7 +68,7 @@ class PreparedPython:
     async def bring(self, target: Sandbox, ctx: Context) -> OwnPython:
         """Have it in `target`, whose file system was an agent's: mounted there, else uploaded.
 
-        Raises: SandboxError.
+        Raises: SandboxError, InvalidRewardError (`tampered`: the agent's code could exchange it).
         """
         source = self.mount.source
         shown = [mount.target for mount in target.spec.mounts if mount.source == source]
@@ -76,8 +78,10 @@ class PreparedPython:
         async with scratch_folder(ctx) as folder:
             (folder / "preload").touch()
             await _empty_preload(target, folder / "preload")
-        argv = [f"{place}/bin/loader", "--library-path", f"{place}/so", f"{place}/bin/python3"]
-        return OwnPython([*argv, "-X", "utf8"], self.packages, _PLAIN_LOCALE)
+        loader = [f"{place}/bin/loader", "--library-path", f"{place}/so", f"{place}/bin/python3"]
+        own = OwnPython([*loader, "-X", "utf8"], self.packages, _PLAIN_LOCALE)
+        await _close(target, own)
+        return own
 
 
 @asynccontextmanager
@@ -147,6 +151,18 @@ async def _empty_preload(target: Sandbox, nothing: Path) -> None:
         # file system. Docker's copies have an empty list laid over the agent's.
         if os.strerror(errno.EBUSY) not in str(error):
             raise
+
+
+async def _close(target: Sandbox, own: OwnPython) -> None:
+    """Take back from all users what an agent may have opened: to exchange what lies in the root."""
+    program = (SOURCES / "closing.py").read_text()
+    line = [*own.argv, "-I", "-S", "-B", "-c", program, str(CODE_UID)]
+    done = await target.exec(line, user="root", cwd="/", env=own.env, timeout_sec=_CLOSE_SEC)
+    if done.exit_code == _STAYS_OPEN:
+        raise InvalidRewardError("tampered", "the agent left the root directory open to others")
+    if not done.ok:
+        said = done.stderr[-300:].decode(errors="replace")
+        raise InfraError(f"cannot set modes in the verifier's sandbox: {said}")
 
 
 async def _as_it_is(sandbox: Sandbox, ctx: Context) -> None:

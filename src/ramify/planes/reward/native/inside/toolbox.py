@@ -96,12 +96,8 @@ class _Copy:
 
     def modules(self, stdlib: str, *names: str) -> None:
         """What is written in Python, compiled, in one archive."""
-        try:
-            import zlib  # noqa: F401  (an archive cannot be compressed without it)
-
-            most = zipfile.ZIP_DEFLATED
-        except ImportError:
-            most = zipfile.ZIP_STORED
+        can = importlib.util.find_spec("zlib") is not None
+        most = zipfile.ZIP_DEFLATED if can else zipfile.ZIP_STORED
         with zipfile.ZipFile(self.place(*names), "w") as archive:
             for path in sorted(_python_files(stdlib)):
                 name = os.path.relpath(path, stdlib)
