@@ -400,5 +400,9 @@ def test_a_line_that_is_being_written_is_not_damage(
     pieces = [lines[:-9], b"", lines[-9:], b""]
     path = tmp_path / "x.jsonl"
     raw = io.BufferedReader(_Growing(pieces))
-    monkeypatch.setattr(Path, "open", lambda *_given, **_named: raw)
+
+    def opened(_path: Path, mode: str = "r", buffering: int = -1) -> io.BufferedReader:
+        return raw
+
+    monkeypatch.setattr(Path, "open", opened)
     assert numbers(path) == [1]

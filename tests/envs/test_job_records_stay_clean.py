@@ -68,7 +68,11 @@ async def test_a_sampler_that_gives_nonsense_is_refused(
 ) -> None:
     """The same rollout twice at once would be run twice and counted once."""
     agent = Saying()
+
+    def sampler(task_ids: Sequence[str]) -> list[tuple[str, int]]:
+        return slots
+
     with pytest.raises(UsageError, match=said):
-        await play(tmp_path / "job", fine, agent, sampler=lambda ids: slots)
+        await play(tmp_path / "job", fine, agent, sampler=sampler)
     assert not agent.asked
     assert len(TASKS) == 2
