@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -40,8 +39,6 @@ def command_lines() -> str:
 
 def containers(place: Path) -> str:
     """Containers that have something of `place` mounted."""
-    if shutil.which("docker") is None:
-        return ""
     ids = subprocess.run(["docker", "ps", "-aq"], capture_output=True, check=True).stdout.split()
     if not ids:
         return ""
@@ -76,7 +73,8 @@ def test_killed_it_leaves_nothing(name: str, tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     until(lambda: marker not in command_lines(), "a process survives")
-    until(lambda: not containers(tmp_path), f"a container is left: {containers(tmp_path)}")
+    if name == "docker":
+        until(lambda: not containers(tmp_path), f"a container is left: {containers(tmp_path)}")
     mounts = Path("/proc/self/mountinfo").read_text()
     assert str(tmp_path) not in mounts
     assert not list(artifacts.glob("runs/*/manifest.json"))

@@ -124,6 +124,15 @@ def run(repo: Path, script: str) -> None:
     git(repo, "-c", f"alias.x=!{script}", "x")
 
 
+async def test_a_protected_path_that_is_none_is_told_of(tmp_path: Path) -> None:
+    repo = gated(tmp_path)
+    spec = pipeline("true", protected_paths=("src/**", "test/**", "docs"))
+    async with provider_of("local") as provider:
+        response = await verify(provider, repo, spec)
+    assert response.passed
+    assert response.tail_log == "[ramify] no file is protected by test/**; is it spelled right?"
+
+
 async def test_hidden_changes_are_part_of_what_is_verified(tmp_path: Path) -> None:
     repo = gated(tmp_path)
     commit_tree = git(repo, "rev-parse", "HEAD^{tree}")

@@ -79,7 +79,7 @@ async def test_every_field_is_true(name: str, tmp_path: Path) -> None:
     assert (run / "tmp/t").read_text() == "x\n"
     assert (tmp_path / "artifacts/cache").is_dir()
     assert sorted(p.name for p in run.iterdir() if not p.name.startswith(".")) == sorted(
-        ["manifest.json", "logs", "build", "tmp", "db", "snapshots", "junit"]
+        ["manifest.json", "logs", "build", "tmp", "db", "snapshots", "fixtures", "junit", "files"]
     )
     for artifact in response.artifacts:
         data = (run / artifact.path).read_bytes()
@@ -109,7 +109,12 @@ async def test_what_is_verified_is_named(tmp_path: Path) -> None:
 async def test_steps_see_seed_variables_and_nothing_of_the_host(name: str, tmp_path: Path) -> None:
     repo = make_repository(tmp_path)
     spec = msgspec.structs.replace(
-        pipeline("env | sort; pwd; touch $TEST_DB_PATH/x $SNAPSHOT_DIR/y $JUNIT_DIR/z"),
+        pipeline(
+            "env | sort; pwd; touch $TEST_DB_PATH/x $SNAPSHOT_DIR/y $JUNIT_DIR/z $FIXTURE_DIR/f",
+            "echo mine > $ARTIFACT_DIR/own; mkdir -p $ARTIFACT_DIR/d/e; echo > $ARTIFACT_DIR/d/e/f",
+            "cat $ARTIFACT_DIR/own; rm -rf $ARTIFACT_DIR/tmp || echo it stays",
+            "echo forged > $ARTIFACT_DIR/manifest.json; test ! -e $ARTIFACT_DIR/logs",
+        ),
         pass_env=("PASSED", "ABSENT"),
         env={"GIVEN": "g"},
     )
@@ -118,12 +123,18 @@ async def test_steps_see_seed_variables_and_nothing_of_the_host(name: str, tmp_p
     lines = response.tail_log.splitlines()
     for line in (
         "TMPDIR=/artifacts/tmp", "TEST_DB_PATH=/artifacts/db", "SNAPSHOT_DIR=/artifacts/snapshots",
-        "HOME=/artifacts/home", "PASSED=p", "GIVEN=g", "CI=1", str(repo),
+        "HOME=/artifacts/home", "PASSED=p", "GIVEN=g", "CI=1", str(repo), "mine", "it stays",
+        "ARTIFACT_DIR=/artifacts", "FIXTURE_DIR=/artifacts/fixtures",
     ):  # fmt: skip
         assert line in lines
     assert "HIDDEN" not in response.tail_log
     run = run_directory(response)
-    assert [(run / name).exists() for name in ("db/x", "snapshots/y", "junit/z")] == [True] * 3
+    assert response.passed, response.tail_log
+    made = ("db/x", "snapshots/y", "junit/z", "fixtures/f", "files/own", "files/d/e/f")
+    assert [(run / name).exists() for name in made] == [True] * 6
+    assert sorted(path.name for path in (run / "files").iterdir()) == ["d", "manifest.json", "own"]
+    assert (run / "manifest.json").read_text() != "forged\n"
+    assert str(run / "files/own") in response.artifact_paths
     assert {"GIVEN", "PASSED", "TMPDIR"} <= set(response.manifest.env_names)
 
 

@@ -50,7 +50,7 @@ async def test_a_timeout_fails_on_time_and_nothing_survives(
     command = STUCK[case].format(m="begun")
     if case == "hang_on_network":
         command = "mkfifo /artifacts/tmp/never; " + command
-    marker = f"marker-{tmp_path.name}-{case}"
+    marker = f"marker-{os.getpid()}-{tmp_path.name}-{case}"
     steps = (
         StepSpec("stuck", f": {marker}\n{command}", timeout_sec=1.0),
         StepSpec("after", "true"),

@@ -170,7 +170,7 @@ async def test_a_reward_keeps_what_it_answers_with_and_few_runs(tmp_path: Path) 
                 assert (await PipelineReward(pipeline=spec).score(make_node(), ctx)).reward == 1.0
                 (kept,) = runs.iterdir()
                 assert sorted(p.name for p in kept.iterdir() if p.name[0] != ".") == [
-                    "build", "junit", "logs", "manifest.json", "snapshots",
+                    "build", "files", "junit", "logs", "manifest.json", "snapshots",
                 ]  # fmt: skip
                 os.utime(kept / "manifest.json", (0, 0))
         finally:

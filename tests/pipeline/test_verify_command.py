@@ -251,7 +251,15 @@ def test_no_such_base(ramify: CommandLine, make_repo: Repo, artifacts: Path) -> 
 
 
 @pytest.mark.parametrize("sandbox", PROVIDERS)
-def test_no_such_image(sandbox: str, ramify: CommandLine, make_repo: Repo, artifacts: Path) -> None:
+def test_no_such_image(
+    sandbox: str,
+    ramify: CommandLine,
+    make_repo: Repo,
+    artifacts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if sandbox == "local":  # it would ask a Docker daemon for the image
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{artifacts}/nobody.sock")
     said = ramify("verify", make_repo(), "-s", sandbox, "--image", "no-such-image-here:1")
     assert said.code == 2
     assert "no-such-image-here:1" in said.complaint

@@ -1,7 +1,8 @@
 """`agent.yaml` → what is to be run.
 
 The table of keys below says what each may hold: the reader and the JSON Schema both come from it.
-Top-level keys other than `verification` belong to other tools and are left alone.
+Top-level keys other than `verification` belong to other tools and are left alone, but for a few
+that are ours by their name: there they would not hold.
 """
 
 from __future__ import annotations
@@ -68,6 +69,16 @@ _CALLED_ELSEWHERE = {
 }  # fmt: skip
 
 
+_INSTEAD = {
+    "services": "start what steps need in a step of its own, with `background: true`",
+    "needs": "steps run in the order in which they stand",
+    "depends_on": "steps run in the order in which they stand",
+    "matrix": "write a step for each; nothing is run that is not written down",
+    "uses": "write the shell `command` that it stands for",
+}
+_OURS = ("protected_paths", "repo_write", "pass_env", "max_artifact_bytes")
+
+
 class _Key(msgspec.Struct, frozen=True):
     """A key of the file: what it holds, the field of the record it becomes, and what it means."""
 
@@ -105,6 +116,8 @@ def _no_such_key(value: Value, key: str, known: set[str]) -> ConfigError:
     word = key.replace("-", "_").lower()
     if word in _FORBIDDEN:
         return value.unknown(key, known, _NO_WAY_AROUND)
+    if word in _INSTEAD:
+        return value.unknown(key, known, f"no such key; {_INSTEAD[word]}")
     if (other := _CALLED_ELSEWHERE.get(word)) in known:
         return value.unknown(key, known, f"no such key; here it is called `{other}`")
     return value.unknown(key, known)
@@ -257,10 +270,18 @@ def parse_pipeline(data: bytes, file: str = CONFIG_FILE) -> PipelineSpec:
     root = Document(data, file).root()
     if root is None or not root.is_table:
         raise ConfigError(f"declares no pipeline; write {EXAMPLE!r}", file=file)
-    section = root.table(EXAMPLE).get(TOP)
+    top = root.table(EXAMPLE)
+    for name in _OURS:  # a gate that is written down and does not hold is worse than none
+        if name in top:
+            raise top[name].error(f"has no meaning here; move it into `{TOP}`")
+    section = top.get(TOP)
     if section is None:
         raise ConfigError(f"has no `{TOP}`; write {EXAMPLE!r}", file=file)
     declared: _Declared = _PIPELINE.read(section)
+    if declared.protected == "restore" and not declared.protected_paths:
+        raise section.table(EXAMPLE)["protected"].error(
+            "says what happens to `protected_paths`, and there are none"
+        )
     *before, last = declared.steps
     # What steps left is looked through at the end of the run, for the globs of all of them.
     last = msgspec.structs.replace(

@@ -7,13 +7,14 @@ ARTIFACT_DIR/
 │   ├── logs/                 combined.log, step-01-install.log, ...
 │   ├── build/                $VERIFIER_OUTPUTS, and the declared artifacts
 │   ├── tmp/                  /tmp and $TMPDIR
-│   ├── db/ snapshots/ junit/ $TEST_DB_PATH, $SNAPSHOT_DIR, $JUNIT_DIR
+│   ├── db/ snapshots/ fixtures/ junit/
+│   │                         $TEST_DB_PATH, $SNAPSHOT_DIR, $FIXTURE_DIR, $JUNIT_DIR
+│   ├── files/                /artifacts, $ARTIFACT_DIR: whatever else is written there
 │   └── .work/                home, cache and what steps write over the repository; removed
 └── cache/                    build caches, where the pipeline asks for one
 ```
 
-Steps can write to `build`, `tmp`, `db`, `snapshots`, `junit` and two directories of `.work`,
-never to the logs or the manifest.
+Steps can write to all of these but the logs and the manifest, and to two directories of `.work`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ramify.apps.pipeline.removal import remove_tree
@@ -31,9 +33,10 @@ from ramify.contracts.errors import ConfigError
 from ramify.contracts.sandbox import Mount
 
 INSIDE = "/artifacts"
-SCRATCH = ("tmp", "db")
+SCRATCH = ("tmp", "db", "fixtures")
 """What steps write for themselves: no answer names anything in it."""
 
+_FILES = "files"
 _KEPT = ("build", "junit", "snapshots", *SCRATCH)
 _WORK = ".work"
 _PASSING = ("home", "cache")
@@ -98,11 +101,13 @@ class RunDirectory:
 
     def furnish(self, owner: tuple[int, int] | None) -> None:
         """Make the directories that steps write to, for the user they run as. Raises: OSError."""
-        for name in (*_KEPT, *_PASSING):
+        for name in (*_KEPT, *_PASSING, _FILES):
             place = self.source(name)
             place.mkdir(mode=0o755)
             if owner is not None:
                 os.chown(place, *owner)
+        for name in (*_KEPT, *_PASSING):  # where the others are mounted
+            (self.path / _FILES / name).mkdir(mode=0o755)
         self.source("tmp").chmod(0o1777)
 
     def mounts(self, cache: Path | None) -> tuple[Mount, ...]:
@@ -110,7 +115,8 @@ class RunDirectory:
 
         `cache` is what they find in /artifacts/cache; whatever they do to it is dropped.
         """
-        places = {"/tmp": "tmp", **{f"{INSIDE}/{name}": name for name in (*_KEPT, *_PASSING)}}
+        below = {f"{INSIDE}/{name}": name for name in (*_KEPT, *_PASSING)}
+        places = {"/tmp": "tmp", INSIDE: _FILES, **below}
         found = {target: Mount(str(self.source(n)), target, "rw") for target, n in places.items()}
         if cache is not None:
             target = f"{INSIDE}/cache"
@@ -130,6 +136,9 @@ class RunDirectory:
     def clear(self) -> None:
         """Remove what is of no use after the run. Blocks; raises OSError."""
         remove_tree(self.work)
+        for name in (*_KEPT, *_PASSING):
+            with suppress(FileNotFoundError):  # it was not furnished
+                (self.path / _FILES / name).rmdir()
 
 
 def log_names(names: list[str]) -> list[str]:
@@ -148,7 +157,9 @@ def redirects(repo: str) -> dict[str, str]:
     return {
         "HOME": home,
         **dict.fromkeys(("TMPDIR", "TMP", "TEMP", "VERIFIER_TMPDIR", "GOTMPDIR"), tmp),
+        "ARTIFACT_DIR": INSIDE,
         "TEST_DB_PATH": f"{INSIDE}/db",
+        "FIXTURE_DIR": f"{INSIDE}/fixtures",
         "SNAPSHOT_DIR": f"{INSIDE}/snapshots",
         "JUNIT_DIR": f"{INSIDE}/junit",
         "VERIFIER_OUTPUTS": f"{INSIDE}/build",

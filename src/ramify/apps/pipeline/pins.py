@@ -129,6 +129,17 @@ async def protected_changes(
     return {**changed, **{path: wanted.get(path) for path in others if matches(path)}}
 
 
+def without_match(snapshot: Snapshot, patterns: tuple[str, ...]) -> list[str]:
+    """Those patterns that no file matches, committed or not: they protect nothing yet."""
+    paths = {*snapshot.files, *snapshot.base}
+    rules = {pattern: globs((pattern,)) for pattern in patterns}
+    return [
+        pattern
+        for pattern, rule in rules.items()
+        if not any(rule.ignored(path, is_directory=False) for path in paths)
+    ]
+
+
 async def put_back(copy: Path, snapshot: Snapshot, changed: dict[str, TreeEntry | None]) -> None:
     """Make protected paths of a copy of the repository what the base commit has.
 

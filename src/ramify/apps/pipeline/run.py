@@ -26,7 +26,7 @@ from ramify.apps.pipeline.layout import RunDirectory, new_run_id
 from ramify.apps.pipeline.logs import CombinedLog
 from ramify.apps.pipeline.masks import Masker
 from ramify.apps.pipeline.memory import with_memory
-from ramify.apps.pipeline.pins import Pin, globs, protected_changes, put_back
+from ramify.apps.pipeline.pins import Pin, globs, protected_changes, put_back, without_match
 from ramify.apps.pipeline.place import (
     REPO,
     Ground,
@@ -63,7 +63,7 @@ from ramify.contracts.sandbox import Sandbox, SandboxImage, SandboxProvider, San
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _INDEX = ".git/index"
-_LISTED = ("logs", "build", "junit", "snapshots")
+_LISTED = ("logs", "build", "junit", "snapshots", "files")
 
 
 def _unheard(_event: RunEvent) -> None:
@@ -224,6 +224,9 @@ class _Run:
         """Hold protected paths against the base; make a copy where steps are to see one."""
         spec, pin = self.spec, self.request.pin
         base = (pin.base if pin is not None else self.request.base) or snapshot.commit
+        idle = await asyncio.to_thread(without_match, snapshot, spec.protected_paths)
+        if idle:
+            self._note(f"no file is protected by {listed(idle)}; is it spelled right?")
         changed = await protected_changes(self.repo, snapshot, base, spec.protected_paths)
         if changed and spec.protected == "fail":
             paths = sorted(changed)
