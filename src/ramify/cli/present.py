@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ramify.contracts.events import Phase
+from ramify.contracts.messages import Usage
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.tree import Outcome
 from ramify.engine.summary import JobSummary
@@ -96,7 +97,7 @@ def _cells(result: RolloutResult) -> dict[str, str | Text]:
         "verify": verify,
         "total": total,
         "tokens": _tokens(result),
-        "cost": cost_text(result.usage.cost_usd),
+        "cost": cost_text(result.cost_usd),
     }
 
 
@@ -169,7 +170,15 @@ def summary_lines(summary: JobSummary) -> Iterable[str]:
     if usage.calls or usage.input_tokens:
         tokens = f"{usage.input_tokens:,} in, {usage.output_tokens:,} out"
         yield f"tokens    {tokens}, cost {cost_text(usage.cost_usd)}"
+    yield from grading_lines(summary.grading)
     yield f"time      {seconds_text(summary.wall_sec)} wall"
+
+
+def grading_lines(used: Usage) -> Iterable[str]:
+    """What judges and agents that grade cost, where any was asked."""
+    if used.calls or used.input_tokens:
+        tokens = f"{used.input_tokens:,} in, {used.output_tokens:,} out"
+        yield f"judging   {tokens}, cost {cost_text(used.cost_usd)}"
 
 
 def error_lines(results: Iterable[RolloutResult], limit: int = 10) -> Iterable[str]:
@@ -179,8 +188,8 @@ def error_lines(results: Iterable[RolloutResult], limit: int = 10) -> Iterable[s
     for result in failed[:limit]:
         error = result.error
         if error is not None:
-            first = error.message.strip().splitlines()[0] if error.message.strip() else error.code
-            yield f"{result.task_id} #{result.repeat}: {error.phase}: {first[:300]}"
+            said = _in_a_line(error.message) or error.code
+            yield f"{result.task_id} #{result.repeat}: {error.phase}: {said}"
     if len(failed) > limit:
         yield f"... and {len(failed) - limit} more"
     partly = [r for r in results if r.error is None and r.reward_errors]
@@ -189,6 +198,14 @@ def error_lines(results: Iterable[RolloutResult], limit: int = 10) -> Iterable[s
         yield f"{result.task_id} #{result.repeat}: without {said}"[:400]
     if len(partly) > limit:
         yield f"... and {len(partly) - limit} more that lack parts of the reward"
+
+
+def _in_a_line(message: str) -> str:
+    """A message's first line; where that announces a log, with the last line of it."""
+    lines = message.strip().splitlines() or [""]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0][:300]} {lines[-1].strip()[:300]}"
+    return lines[0][:300]
 
 
 def reward_text(reward: float | None) -> str:

@@ -17,7 +17,7 @@ from rich.console import Console
 from ramify import compose
 from ramify.cli.interrupts import listen_for_interrupts
 from ramify.cli.main import FAILED, INTERRUPTED
-from ramify.cli.present import console, metrics_table
+from ramify.cli.present import console, grading_lines, metrics_table
 from ramify.contracts.errors import ConfigError
 from ramify.edges.inbound.trajectories import TrajectoryReader
 from ramify.engine.cancel import Cancellation
@@ -130,7 +130,7 @@ def _tell_problems(
 def _as_json(summary: WatchSummary) -> str:
     counts = {
         name: getattr(summary, name)
-        for name in ("lines", "scored", "unscored", "skipped", "bad", "suspect")
+        for name in ("lines", "scored", "unscored", "skipped", "bad", "suspect", "grading")
     }
     return msgspec.json.encode({**counts, "metrics": list(summary.metrics)}).decode()
 
@@ -149,6 +149,8 @@ def _print(told: Console, summary: WatchSummary, out: Path | None) -> None:
     if summary.pending:
         names = ", ".join(sorted(summary.pending))
         told.print(f"left out  {names}: compare siblings, which a line has none of", soft_wrap=True)
+    for text in grading_lines(summary.grading):
+        told.print(text)
     style = "bold red" if summary.suspect else ""
     told.print(f"alerts    {summary.suspect} suspect", style=style)
     if out is not None:

@@ -50,6 +50,9 @@ class RolloutResult(msgspec.Struct, frozen=True, omit_defaults=True):
     mean, DESIGN.md §4), `reward_se` its standard error between children (None: unknown), `biased`
     says that outcomes decided where it branched, `dropped` counts leaves that were never scored.
 
+    `usage` is what the policy cost, `grading` what judges and agents that grade did; verdicts that
+    were known already cost nothing. What siblings are compared by counts on the first of them.
+
     `reward_errors` says which parts of the reward could not be computed, and why; where the reward
     needs one of them, the outcome is `infra_error` with the code `reward_failed`. `pending` names
     parts that compare siblings and wait for those: until then the reward is provisional.
@@ -71,6 +74,7 @@ class RolloutResult(msgspec.Struct, frozen=True, omit_defaults=True):
     items: dict[str, float] = {}
     timings: dict[str, float] = {}
     usage: Usage = Usage()
+    grading: Usage = Usage()
     agent: str = ""
     model: str = ""
     sandbox: str = ""
@@ -84,6 +88,11 @@ class RolloutResult(msgspec.Struct, frozen=True, omit_defaults=True):
     dropped: int = 0
     reward_errors: dict[str, str] = {}
     pending: tuple[str, ...] = ()
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Dollars for policy and grading, as far as prices are known; None where none is."""
+        return (self.usage + self.grading).cost_usd
 
     @property
     def unscored_by_us(self) -> bool:

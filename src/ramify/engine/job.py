@@ -129,7 +129,7 @@ class Job:
             results = self._complete(self.plan, results)
         async with aclosing(results):
             async for result in results:
-                self._results[result.rollout_id] = result
+                self._keep(result)
                 yield result
 
     async def _ended(self) -> AsyncGenerator[RolloutResult]:
@@ -156,23 +156,30 @@ class Job:
                     self._keep(result)
                     yield result
 
-    def _charge(self, result: RolloutResult) -> None:
-        """Count what an attempt cost, whether it is the one that counts or not."""
+    def _charge(self, result: RolloutResult, before: float = 0.0) -> None:
+        """Count what an attempt cost, whether it is the one that counts or not.
+
+        `before`: what of it is counted already.
+        """
         try:
-            self._cost.charge(result.usage.cost_usd or 0.0)
+            self._cost.charge(max(0.0, (result.cost_usd or 0.0) - before))
         except LimitExceededError as error:
             # Said once for each rollout that goes over; nothing more is started.
             now = self._clock.now()
             self._observer.emit(LogEvent(result.rollout_id, now, "warning", str(error)))
 
     def _keep(self, result: RolloutResult) -> None:
+        kept = self._results.get(result.rollout_id)
+        if kept is not None and kept.grading != result.grading:  # its score was completed since
+            self._charge(result, kept.cost_usd or 0.0)
         self._results[result.rollout_id] = result
-        usage = result.usage
-        if self._cost.limit is not None and usage.calls and usage.cost_usd is None:
-            raise UsageError(
-                "the job's cost is limited, but what the model costs is not known; give its "
-                "prices (-M input_price=... -M output_price=..., dollars per million tokens)"
-            )
+        for who, usage, flag in (("model", result.usage, "-M"), ("judge", result.grading, "-J")):
+            if self._cost.limit is not None and usage.calls and usage.cost_usd is None:
+                raise UsageError(
+                    f"the job's cost is limited, but what the {who} costs is not known; give its "
+                    f"prices ({flag} input_price=... {flag} output_price=..., dollars per million "
+                    "tokens)"
+                )
 
     def _may_start(self) -> bool:
         return not self._cancel.cancelled and self._cost.remaining != 0

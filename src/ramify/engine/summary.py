@@ -22,7 +22,7 @@ class JobSummary(msgspec.Struct, frozen=True):
     scored is left out of it and stands in `outcomes`. `stderr` is clustered by task (see
     `standard_error`), None where it cannot be estimated. `seconds` is time by phase, summed.
     `reward_errors` counts rollouts by the part of the reward that could not be computed, `pending`
-    those whose reward is provisional.
+    those whose reward is provisional. `usage` is the policy's, `grading` that of judges.
     """
 
     planned: int
@@ -36,6 +36,7 @@ class JobSummary(msgspec.Struct, frozen=True):
     wall_sec: float = 0.0
     reward_errors: dict[str, int] = {}
     pending: int = 0
+    grading: Usage = Usage()
 
     @property
     def complete(self) -> bool:
@@ -74,6 +75,7 @@ def summarise(results: Iterable[RolloutResult], planned: int, wall_sec: float = 
             sorted(Counter(name for result in finished for name in result.reward_errors).items())
         ),
         pending=sum(bool(result.pending) for result in finished),
+        grading=reduce(add, (result.grading for result in finished), Usage()),
     )
 
 

@@ -14,6 +14,8 @@ from typing import Any, cast
 import msgspec
 
 from ramify import compose
+from ramify.contracts.messages import Usage
+from ramify.contracts.metering import metering
 from ramify.contracts.reward import (
     Granularity,
     GroupReward,
@@ -66,7 +68,8 @@ class Watched(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     (`node` counts them from 1). `suspect` says why somebody should look at it: the spaces that
     speak against a good output, or whatever a part of the reward found. `pending` names parts that
     compare siblings, which a line has none of. `recorded` is the reward that came with it.
-    `problem`: the line holds no trajectory.
+    `grading` is what judges cost, for all of a line in its first. `problem`: the line holds no
+    trajectory.
     """
 
     line: int
@@ -82,6 +85,7 @@ class Watched(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     pending: tuple[str, ...] = ()
     recorded: float | None = None
     skipped: str = ""
+    grading: Usage = Usage()
     problem: str = ""
 
 
@@ -97,6 +101,7 @@ class WatchSummary:
         bad: lines that hold no trajectory.
         suspect: trajectories that somebody should look at.
         pending: parts that compare siblings, and so are in no reward.
+        grading: what judges cost.
         metrics: rewards, spaces and parts.
     """
 
@@ -107,12 +112,14 @@ class WatchSummary:
     bad: int = 0
     suspect: int = 0
     pending: set[str] = field(default_factory=set[str])
+    grading: Usage = Usage()
     metrics: Tallies = field(default_factory=Tallies)
 
     def add(self, found: Sequence[Watched]) -> None:
         """Count what came of one line."""
         self.lines += 1
         for one in found:
+            self.grading += one.grading
             self.bad += bool(one.problem)
             self.skipped += bool(one.skipped)
             self.suspect += bool(one.suspect)
@@ -174,9 +181,15 @@ class Monitor:
         ctx = self.around.context(found.task, name, line.number, self.artifacts)
         nodes = [found.tree.node(leaf) for leaf in wanted]
         compares = isinstance(self.reward, GroupReward) and len(nodes) > 1
-        scores = await score_nodes(self.reward, nodes, [ctx] * len(nodes), compare=compares)
+        with metering() as meter:
+            scores = await score_nodes(self.reward, nodes, [ctx] * len(nodes), compare=compares)
         by_leaf = dict(zip(wanted, scores, strict=True))
-        return [_watched(line, found, leaf, _compared(by_leaf.get(leaf))) for leaf in found.leaves]
+        watched = [
+            _watched(line, found, leaf, _compared(by_leaf.get(leaf))) for leaf in found.leaves
+        ]
+        if watched:
+            watched[0] = msgspec.structs.replace(watched[0], grading=meter.used)
+        return watched
 
 
 def _compared(score: VerifyResult | Verdict | None) -> VerifyResult | Verdict | None:

@@ -20,7 +20,8 @@ from ramify.contracts.errors import (
     UnsupportedError,
 )
 from ramify.contracts.events import AnyEvent, Observer, Phase, RewardParts
-from ramify.contracts.messages import Message
+from ramify.contracts.messages import Message, Usage
+from ramify.contracts.metering import metering
 from ramify.contracts.model import Model
 from ramify.contracts.result import ErrorInfo, RolloutResult
 from ramify.contracts.reward import Described, GroupReward, Reward, RewardEvent, VerifyResult
@@ -306,12 +307,13 @@ async def score_together(
     flat = [(rollout, leaf) for rollout in rollouts for leaf in rollout.scorable]
     nodes = [rollout.tree.node(leaf.node) for rollout, leaf in flat]
     contexts = [leaf.ctx for _, leaf in flat]
-    found = await score_nodes(reward, nodes, contexts)
+    with metering() as meter:
+        found = await score_nodes(reward, nodes, contexts)
     by_leaf = {
         (rollout.result.rollout_id, leaf.node): score
         for (rollout, leaf), score in zip(flat, found, strict=True)
     }
-    return [
+    revisions = [
         rollout.revised(
             {leaf.node: by_leaf[rollout.result.rollout_id, leaf.node] for leaf in rollout.scorable},
             reward,
@@ -319,6 +321,19 @@ async def score_together(
         )
         for rollout in rollouts
     ]
+    used = [meter.used, *[Usage()] * len(revisions)]
+    return [
+        _graded(revision, more, once=once) for revision, more in zip(revisions, used, strict=False)
+    ]
+
+
+def _graded(revision: Revision, used: Usage, *, once: bool) -> Revision:
+    """With what judging it cost: `once`, that comes to what it cost when the rollout ended."""
+    result = revision.result
+    grading = result.grading + used if once else used
+    return msgspec.structs.replace(
+        revision, result=msgspec.structs.replace(result, grading=grading)
+    )
 
 
 async def score_nodes(

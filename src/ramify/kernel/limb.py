@@ -19,6 +19,8 @@ from ramify.contracts.environment import Forkable
 from ramify.contracts.errors import AgentTimeoutError, RewardFailedError
 from ramify.contracts.events import CheckpointEvent, Phase, WorldEvent
 from ramify.contracts.inside import WORLD_FILE
+from ramify.contracts.messages import Usage
+from ramify.contracts.metering import metering
 from ramify.contracts.plain import encoded
 from ramify.contracts.reward import Reward, RewardEvent, VerifyResult, pending_parts
 from ramify.contracts.tree import Fidelity, NodeStatus, Outcome, RolloutNode, Step, StepKind
@@ -63,6 +65,7 @@ class Grove:
         cuts: checkpoints that are not discarded yet.
         kept: those for later, by the place they were taken at.
         artifacts: the rollout's directory.
+        graded: what models cost that scored it.
     """
 
     plan: RolloutPlan
@@ -72,6 +75,7 @@ class Grove:
     spent: list[World] = field(default_factory=list[World])
     cuts: list[Cut] = field(default_factory=list[Cut])
     kept: list[tuple[Point, Cut]] = field(default_factory=list[tuple[Point, Cut]])
+    graded: Usage = Usage()
 
 
 @dataclass(slots=True)
@@ -368,7 +372,7 @@ class Limb:
             if plan.collect is not None:
                 await plan.collect(ctx)
             node = self.recorder.tree.node(self.recorder.current)
-            found = await _score(stage.reward, node, ctx)
+            found = await _score(stage.reward, node, ctx, self.grove)
             for event in found.events:
                 self.recorder.reward(of_step(stage, event) if stage.name else event)
             lacking = found.reward is None and not pending_parts(found)
@@ -431,12 +435,15 @@ def _seen(turn: asyncio.Task[StopReason]) -> None:
         turn.exception()  # whatever it was: the turn is of no use any more
 
 
-async def _score(reward: Reward, node: RolloutNode, ctx: Context) -> VerifyResult:
+async def _score(reward: Reward, node: RolloutNode, ctx: Context, grove: Grove) -> VerifyResult:
     """The score of a node; a reward that says by raising that it failed has no value."""
-    try:
-        return await reward.score(node, ctx)
-    except RewardFailedError as error:
-        return VerifyResult(None, errors={_REWARD: str(error)})
+    with metering() as meter:
+        try:
+            return await reward.score(node, ctx)
+        except RewardFailedError as error:
+            return VerifyResult(None, errors={_REWARD: str(error)})
+        finally:
+            grove.graded += meter.used
 
 
 def _why(found: VerifyResult) -> str:

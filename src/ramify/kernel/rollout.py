@@ -113,6 +113,7 @@ def result_of(limb: Limb, started_at: float) -> RolloutResult:
         items=verified.items if verified else {},
         timings={name: round(seconds, 6) for name, seconds in limb.phases.timings.items()},
         usage=tree_usage(tree),
+        grading=limb.grove.graded,
         agent=plan.agent.name,
         model=plan.model,
         sandbox=plan.provider.name,

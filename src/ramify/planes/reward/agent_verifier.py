@@ -29,6 +29,7 @@ from ramify.contracts.errors import (
 )
 from ramify.contracts.inside import TESTS_DIR, VERIFIER_LOGS_DIR, WORLD_FILE
 from ramify.contracts.messages import Usage
+from ramify.contracts.metering import charge
 from ramify.contracts.model import Model
 from ramify.contracts.reward import RewardEvent, VerifyResult
 from ramify.contracts.sandbox import Sandbox, TransferLimits
@@ -185,6 +186,7 @@ class AgentVerifier:
         except ModelError as error:
             raise RewardFailedError(f"the grader {self._agent.name} failed: {error}") from error
         finally:
+            charge(recorder.used)
             await uninterrupted(recorder.aclose())
         return _Graded(verdict, recorder.used, recorder.count)
 

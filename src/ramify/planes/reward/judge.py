@@ -35,6 +35,7 @@ from ramify.planes.reward.judge_prompt import (
 )
 from ramify.planes.reward.judge_scale import Criterion, Scale, criteria_of
 from ramify.planes.reward.judge_verdict import Combine, Verdict, first_failure, united
+from ramify.planes.reward.metered import metered, same_model
 
 _MAX_REASON = 2000
 _NOTHING = "(nothing)"
@@ -114,7 +115,7 @@ class Judge:
         may_be_policy: bool = False,
         secret: Callable[[], str] = lambda: secrets.token_hex(12),
     ) -> None:
-        self._model, self._name = model, name
+        self._model, self._name = metered(model), name
         self._question = Question(criteria_of(criteria), scale or Scale(), about)
         self._asking, self._cache, self._endpoint = asking or Asking(), cache, endpoint
         self._may_be_policy, self._secret = may_be_policy, secret
@@ -133,7 +134,7 @@ class Judge:
 
     def asks(self, model: Model | None) -> bool:
         """Whether it would ask this very model, and nobody said that it may."""
-        return model is self._model and not self._may_be_policy
+        return same_model(model, self._model) and not self._may_be_policy
 
     async def assess(self, material: Mapping[str, str]) -> Verdict:
         """Judge some material: name of a part (ours) → its text (anybody's).

@@ -17,6 +17,7 @@ from ramify.contracts.errors import ConfigError, UsageError
 from ramify.contracts.model import Model
 from ramify.contracts.reward import Reward
 from ramify.planes.reward.function import FunctionReward
+from ramify.planes.reward.metered import metered
 
 _JUDGE = "judge_model"
 
@@ -64,7 +65,7 @@ def _make(
         return factory()
     if judge_model is None:
         raise UsageError(f"{place} asks a judge; give its model with --judge-model provider/name")
-    return factory(judge_model)
+    return factory(metered(judge_model))
 
 
 def _file(path: Path) -> ModuleType:
