@@ -29,6 +29,8 @@ from ramify.kernel.policy import Fork
 from ramify.kernel.rollout import bury, result_of, root_limb
 from ramify.kernel.tree import Tree
 
+_SURE = 1e-9  # priors may miss 1 by so much
+
 
 class LiveRollout:
     """One path of a rollout that somebody drives. Make the first one with `open_rollout`.
@@ -89,6 +91,8 @@ class LiveRollout:
         """
         if n < 1 or (priors is not None and len(priors) != n):
             raise UsageError(f"branch({n}) needs at least one child, and a prior for each or none")
+        if priors and not (all(0 <= q <= 1 for q in priors) and sum(priors) <= 1 + _SURE):
+            raise UsageError(f"priors {list(priors)}: each is a chance, all add up to 1 at most")
         kind = StepKind.SAMPLED if priors is None else StepKind.ENUMERATED
         return self._children(
             await self._limb.cut(), Fork(n, reason, kind, priors or (), outcome_dependent)
