@@ -6,14 +6,19 @@ import io
 import os
 import pty
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine, make_task, program
+from command_line import CommandLine, make_task, program, started
 from rich.console import Console
 
+from ramify.cli.present import error_lines
 from ramify.cli.waiting import waiting
+from ramify.contracts.result import ErrorInfo, RolloutResult
+from ramify.contracts.tree import Outcome
 
 NARROW = {"COLUMNS": "50", "LINES": "40", "TERM": "xterm", "NO_COLOR": "1"}
 
@@ -75,6 +80,22 @@ def test_a_directory_in_place_of_a_manifest(ramify: CommandLine, tmp_path: Path)
     assert said.complaint.endswith(f"name a manifest: {world / 'office.toml'}")
 
 
+def failed(message: str) -> RolloutResult:
+    return RolloutResult(
+        rollout_id="alpha-0", job_id="job", task_id="tasks:alpha", repeat=0, attempt=1,
+        fence=1, outcome=Outcome.ENV_ERROR, config_hash="c", seed=0,
+        error=ErrorInfo("env", message, phase="readiness"),
+    )  # fmt: skip
+
+
+def test_an_error_that_announces_a_log_shows_how_that_ends() -> None:
+    said = "the service 'mail' ended; the end of its log:"
+    (line,) = error_lines([failed(f"{said}\nTraceback\n  KeyError: 'x'\n")])
+    assert line == f"tasks:alpha #0: readiness: {said} KeyError: 'x'"
+    (line,) = error_lines([failed("no room\nfor what follows")])
+    assert line == "tasks:alpha #0: readiness: no room"
+
+
 def test_a_file_in_place_of_tasks(ramify: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "notes.md").touch()
     said = ramify("run", "notes.md")
@@ -110,3 +131,15 @@ def test_digests_are_short_for_people_and_whole_for_programs(
     shown = ramify("tree", "job", rollout, "--diff", "0", "3").out
     assert f"sha256:{digest[:12]}…" in shown
     assert digest not in shown
+
+
+def test_an_interrupt_is_told_by_commands_that_have_nothing_to_keep(tmp_path: Path) -> None:
+    place, began = make_task(tmp_path / "tasks", "alpha"), tmp_path / "began"
+    (place / "solution" / "solve.sh").write_text(f"touch {began}\nsleep 60\n")
+    checking = started("tasks", "check", "tasks", "-s", "bare", cwd=tmp_path)
+    while not began.exists():
+        assert checking.poll() is None
+        time.sleep(0.02)
+    checking.send_signal(signal.SIGINT)
+    _, told = checking.communicate(timeout=60)
+    assert (checking.returncode, told.splitlines()[-1]) == (130, "ramify: interrupted")

@@ -128,6 +128,7 @@ async def _up(choice: WorldChoice, as_json: bool) -> int:
                 out.print(f"healthy after {took}; Ctrl-C ends it", style="dim", soft_wrap=True)
             await _watch(world, stop)
     except asyncio.CancelledError:
+        click.echo("ramify: interrupted before the world was healthy", err=True)
         return INTERRUPTED
     return 0
 

@@ -70,10 +70,8 @@ def main() -> None:
         code = _complain(f"{error.format_message()} (see: {program} --help)", USAGE)
     except click.ClickException as error:
         code = _complain(error.format_message(), USAGE)
-    except click.Abort:
-        code = INTERRUPTED
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+    except (click.Abort, KeyboardInterrupt):
+        code = _complain("interrupted", INTERRUPTED)
     except Exception as error:
         code = _code_of(error)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the exit code is settled
