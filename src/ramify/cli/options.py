@@ -67,17 +67,26 @@ def model_options(function: _C) -> _C:
     return function
 
 
-def rubric_options(function: _C) -> _C:
-    """How rewards are computed, other than by the tasks' own tests."""
+def judge_options(function: _C) -> _C:
+    """The model that judges, where one does."""
     for option in (
+        click.option("-J", "judge_option", multiple=True, metavar="KEY=VALUE",
+                     help="Option of the judge's model, as -M of the policy's."),
         click.option("--judge-base-url", metavar="URL", help="The judge's endpoint, up to /v1."),
         click.option("--judge-model", metavar="PROVIDER/NAME",
                      help="The model that judges, where one does."),
-        click.option("--rubric", metavar="PLACE",
-                     help="Score with this rubric: file.py:name or package.module:name."),
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+def rubric_options(function: _C) -> _C:
+    """How rewards are computed, other than by the tasks' own tests."""
+    return click.option(
+        "--rubric",
+        metavar="PLACE",
+        help="Score with this rubric: file.py:name or package.module:name.",
+    )(judge_options(function))
 
 
 tasks_argument = click.argument("tasks", default=DEFAULT_TASKS, metavar="[TASKS]")

@@ -95,6 +95,7 @@ def command(
     rubric: str | None,
     judge_model: str | None,
     judge_base_url: str | None,
+    judge_option: tuple[str, ...],
     limit: int | None,
     task_id: tuple[str, ...],
     taskset_option: tuple[str, ...],
@@ -133,6 +134,7 @@ def command(
         base_url=base_url,
         judge_model=judge_model,
         judge_base_url=judge_base_url,
+        judge_options=pairs(judge_option, "-J"),
         model_options=pairs(model_option, "-M"),
         rollout=RolloutConfig(
             max_turns=max_turns,
@@ -193,8 +195,9 @@ def _print_report(
 ) -> None:
     out = console()
     out.print()
-    out.print(results_table(results, out.width))
-    out.print()
+    if results:
+        out.print(results_table(results, out.width))
+        out.print()
     bound = [
         f"limit     {name} ended {len(told)} of the agents ({told[0][:300]})"
         for name, told in sorted(limits.items())

@@ -10,7 +10,7 @@ import msgspec
 from rich.table import Table
 
 from ramify.cli.main import INFRASTRUCTURE
-from ramify.cli.options import is_run_directory, rubric_options
+from ramify.cli.options import is_run_directory, pairs, rubric_options
 from ramify.cli.present import (
     console,
     error_lines,
@@ -49,6 +49,7 @@ def command(
     rubric: str | None,
     judge_model: str | None,
     judge_base_url: str | None,
+    judge_option: tuple[str, ...],
     stream: str | None,
     follow: bool,
     out: Path | None,
@@ -70,6 +71,7 @@ def command(
         isolation=IsolationLevel(isolation) if isolation else None,
         judge_model=judge_model,
         judge_base_url=judge_base_url,
+        judge_options=pairs(judge_option, "-J"),
     )
     if stream is not None:
         if rubric is None:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ramify import compose
 from ramify.cli.main import FAILED, USAGE
-from ramify.cli.options import pairs, task_options, tasks_argument
+from ramify.cli.options import judge_options, pairs, task_options, tasks_argument
 from ramify.cli.present import console, reward_text, seconds_text
 from ramify.contracts.errors import UsageError
 from ramify.contracts.task import Task, Taskset
@@ -104,11 +104,15 @@ def init(directory: Path, name: str | None) -> None:
 @click.option("-n", "--repeats", default=3, show_default=True,
               help="Runs of oracle and nop at the level that was found.")  # fmt: skip
 @click.option("--attack", is_flag=True, help="Then run generic exploits; none may pay.")
+@judge_options
 @task_options
 def check(
     tasks: str,
     repeats: int,
     attack: bool,
+    judge_model: str | None,
+    judge_base_url: str | None,
+    judge_option: tuple[str, ...],
     limit: int | None,
     task_id: tuple[str, ...],
     taskset_option: tuple[str, ...],
@@ -129,6 +133,9 @@ def check(
         task_ids=task_id,
         concurrency=concurrency,
         taskset_options=pairs(taskset_option, "-T"),
+        judge_model=judge_model,
+        judge_base_url=judge_base_url,
+        judge_options=pairs(judge_option, "-J"),
     )
     with asyncio.Runner() as runner:
         code, fit = runner.run(_check(tasks, sandbox, repeats, options, as_json))

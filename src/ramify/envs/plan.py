@@ -122,7 +122,8 @@ async def plan_run(
     config = _config(taskset.taskset_id, planned, actor, model, provider, options)
     config["reward"] = _described(planned, scorer, reward)
     if judge is not None:
-        config["judge"] = {"model": judge.name, "base_url": options.judge_base_url}
+        chosen = {"options": dict(options.judge_options)} if options.judge_options else {}
+        config["judge"] = {"model": judge.name, "base_url": options.judge_base_url, **chosen}
     config_hash = hashlib.blake2b(msgspec.json.encode(config, order="deterministic"), digest_size=8)
     job_id = f"{_slug(taskset.taskset_id)}-{_slug(actor.name)}-{config_hash.hexdigest()[:8]}"
     job = JobPlan(

@@ -38,12 +38,13 @@ class Supplies:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One function of a rubric."""
+    """One function of a rubric; `own` is what it calls itself."""
 
     entry: RubricEntry
     call: Call
     timeout_sec: float
     supplies: Supplies
+    own: str
 
     @property
     def name(self) -> str:
@@ -118,7 +119,7 @@ def make_part(
         source=_source(func),
         arguments=tuple(sorted({*call.keywords.values()})),
     )
-    return Part(entry, call, timeout_sec, supplies)
+    return Part(entry, call, timeout_sec, supplies, short_name(func))
 
 
 def short_name(func: Callable[..., Any] | Reward) -> str:
@@ -128,7 +129,7 @@ def short_name(func: Callable[..., Any] | Reward) -> str:
 
 
 def check_unique(names: Collection[str]) -> None:
-    """Raises ConfigError: two functions have the same name."""
+    """Raises ConfigError: two functions have the same name, or one has that of another's part."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -138,6 +139,16 @@ def check_unique(names: Collection[str]) -> None:
                 field="funcs",
             )
         seen.add(name)
+    for name in seen:
+        # Its signals are called after it, and would be taken for the other's.
+        parts = name.split(".")
+        for above in (".".join(parts[:size]) for size in range(1, len(parts))):
+            if above in seen:
+                raise ConfigError(
+                    f"{name!r} would be a part of the function {above!r} of the same rubric; give "
+                    "one of them another name",
+                    field="funcs",
+                )
 
 
 def _callable(func: Callable[..., Any] | Reward) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
+from types import MappingProxyType
 from typing import Any, cast
 
 import msgspec
@@ -90,10 +91,13 @@ def explained(error: BaseException) -> str:
 
 
 def combine(
-    scores: Sequence[tuple[RubricEntry, Score]], pending: Sequence[str] = ()
+    scores: Sequence[tuple[RubricEntry, Score]],
+    pending: Sequence[str] = (),
+    own: Mapping[str, str] = MappingProxyType({}),
 ) -> VerifyResult:
     """One result of all functions, in their order. Names within a function follow its own.
 
+    `own`: function → what it calls itself, where that is not how the rubric calls it.
     The reward is the weighted sum, and None where a function of non-zero weight has no value.
     """
     items: dict[str, float] = {}
@@ -109,7 +113,7 @@ def combine(
             terms.append(entry.weight * score.value if entry.weight else 0.0)
         items.update({f"{entry.name}.{key}": number for key, number in score.items.items()})
         errors.update({f"{entry.name}.{key}": text for key, text in score.errors.items()})
-        events += [_renamed(event, entry.name) for event in score.events]
+        events += _renamed(score.events, entry.name, own.get(entry.name, ""))
         if score.details:
             details[entry.name] = dict(score.details)
     failed = any(entry.weight and score.value is None for entry, score in scores)
@@ -189,11 +193,18 @@ def _events(value: object) -> tuple[RewardEvent, ...] | None:
     return events if len(events) == len(found) else None
 
 
-def _renamed(event: RewardEvent, function: str) -> RewardEvent:
-    if event.name == function or event.name.startswith(f"{function}."):
-        return event
-    own = event.name == function.rpartition(".")[2]
-    return msgspec.structs.replace(event, name=function if own else f"{function}.{event.name}")
+def _renamed(events: Sequence[RewardEvent], function: str, own: str) -> list[RewardEvent]:
+    """The signals of a function under its name in the rubric, which each of them has once."""
+    return [
+        msgspec.structs.replace(event, name=_within(function, own, event.name)) for event in events
+    ]
+
+
+def _within(function: str, own: str, name: str) -> str:
+    for prefix in (function, function.rpartition(".")[2], own):
+        if prefix and (name == prefix or name.startswith(f"{prefix}.")):
+            return function + name.removeprefix(prefix)
+    return f"{function}.{name}"
 
 
 def _weakest(levels: Sequence[str | None]) -> str | None:

@@ -154,7 +154,9 @@ class Rubric:
         found = await self._evaluate([(part, [scene]) for part in singles])
         scores = [(part.entry, one[0]) for part, one in zip(singles, found, strict=True)]
         raise_invalid(scores)
-        return combine(scores, [part.name for part in self._parts if part.compares])
+        return combine(
+            scores, [part.name for part in self._parts if part.compares], self._own_names
+        )
 
     async def score_group(
         self, nodes: Sequence[RolloutNode], contexts: Sequence[Context]
@@ -183,9 +185,16 @@ class Rubric:
             for scene, score in zip(seen, scores, strict=True)
         }
         return [
-            combine([(part.entry, flat[part.name, id(scene)]) for part in self._parts])
+            combine(
+                [(part.entry, flat[part.name, id(scene)]) for part in self._parts],
+                own=self._own_names,
+            )
             for scene in scenes
         ]
+
+    @property
+    def _own_names(self) -> dict[str, str]:
+        return {part.name: part.own for part in self._parts}
 
     async def _evaluate(self, wanted: Sequence[tuple[Part, list[Scene]]]) -> list[list[Score]]:
         if len(wanted) == 1:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import Any, cast
 
 import msgspec
 
@@ -80,10 +81,22 @@ def with_suspicion(result: VerifyResult, *, high: float = 0.8, low: float = 0.5)
     `space_gap`, and what speaks against it in the details. The reward is as it was."""
     found = disagreement(result.events, high=high, low=low)
     items = {**result.items, "suspect": float(found.suspect), "space_gap": found.gap}
-    details = {**result.details, "spaces": found.spaces}
+    details = {**result.details, "spaces": _merged(result.details.get("spaces"), found.spaces)}
     if found.suspect:
-        details["suspect"] = list(found.against)
+        said = result.details.get("suspect")
+        known = cast("Sequence[Any]", said) if isinstance(said, list | tuple) else [said]
+        others = [each for each in known if each and each not in found.against]
+        details["suspect"] = [*others, *found.against]
     return msgspec.structs.replace(result, items=items, details=details)
+
+
+def _merged(given: Any, spaces: dict[str, float]) -> dict[str, Any]:
+    """What we say of the spaces, beside what a part of the reward calls by that name."""
+    if given is None:
+        return dict(spaces)
+    if isinstance(given, Mapping):
+        return {**cast("Mapping[str, Any]", given), **spaces}
+    return {"given": given, **spaces}
 
 
 class Suspicion:
