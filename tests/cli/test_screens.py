@@ -92,6 +92,8 @@ def test_an_error_that_announces_a_log_shows_how_that_ends() -> None:
     said = "the service 'mail' ended; the end of its log:"
     (line,) = error_lines([failed(f"{said}\nTraceback\n  KeyError: 'x'\n")])
     assert line == f"tasks:alpha #0: readiness: {said} KeyError: 'x'"
+    (line,) = error_lines([failed("x" * 1000)])
+    assert line.endswith("x … (--json has it whole)")
     (line,) = error_lines([failed("no room\nfor what follows")])
     assert line == "tasks:alpha #0: readiness: no room"
 

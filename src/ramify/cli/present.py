@@ -200,12 +200,20 @@ def error_lines(results: Iterable[RolloutResult], limit: int = 10) -> Iterable[s
         yield f"... and {len(partly) - limit} more that lack parts of the reward"
 
 
+_LONGEST = 600
+"""Of a line about an error; what can be done about it stands at its end."""
+
+
 def _in_a_line(message: str) -> str:
     """A message's first line; where that announces a log, with the last line of it."""
     lines = message.strip().splitlines() or [""]
     if len(lines) > 1 and lines[0].endswith(":"):
-        return f"{lines[0][:300]} {lines[-1].strip()[:300]}"
-    return lines[0][:300]
+        return f"{_cut(lines[0])} {_cut(lines[-1].strip())}"
+    return _cut(lines[0])
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} … (--json has it whole)"
 
 
 def reward_text(reward: float | None) -> str:
