@@ -36,7 +36,7 @@ from ramify.contracts.sandbox import (
 )
 from ramify.contracts.task import Hardening, IsolationLevel, ScriptProfile, Task, Taskset
 from ramify.tasks.digest import package_digest
-from ramify.tasks.levels import LevelStore
+from ramify.tasks.levels import LevelStore, Remembered
 from ramify.tasks.skills import without_skills
 
 if TYPE_CHECKING:
@@ -343,19 +343,14 @@ def load_function(path: str) -> Callable[..., Any]:
     return getattr(import_module(module), attribute)
 
 
-def remembered_level(digest: str) -> IsolationLevel | None:
-    """The isolation level that `ramify tasks check` found for a task of this digest."""
-    return LevelStore(ramify_home()).get(digest)
+def remembered(digest: str, provider: str) -> Remembered | None:
+    """What `ramify tasks check` found for a task of this digest, with this provider or another."""
+    return LevelStore(ramify_home()).get(digest, provider)
 
 
-def remembered_hardening(digest: str) -> Hardening | None:
-    """The profile of its test script that `ramify tasks check` found beside the level."""
-    return LevelStore(ramify_home()).hardening(digest)
-
-
-def remember_level(digest: str, level: IsolationLevel, hardening: Hardening) -> None:
-    """Keep what `ramify tasks check` found for a task of this digest."""
-    LevelStore(ramify_home()).put(digest, level, hardening)
+def remember_level(digest: str, provider: str, level: IsolationLevel, hardening: Hardening) -> None:
+    """Keep what `ramify tasks check` found for a task of this digest with this provider."""
+    LevelStore(ramify_home()).put(digest, provider, level, hardening)
 
 
 def sandbox_spec(

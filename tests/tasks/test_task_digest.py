@@ -12,7 +12,7 @@ import pytest
 from ramify.contracts.errors import ConfigError
 from ramify.contracts.task import Hardening, IsolationLevel
 from ramify.tasks.digest import package_digest
-from ramify.tasks.levels import LevelStore
+from ramify.tasks.levels import LevelStore, Remembered
 from ramify.tasks.scaffold import init_task
 
 
@@ -92,47 +92,67 @@ def test_special_files_are_refused(package: Path) -> None:
         package_digest(package)
 
 
-def test_levels_are_remembered_by_digest(tmp_path: Path, package: Path) -> None:
+def test_what_was_found_is_remembered_by_digest_and_provider(tmp_path: Path, package: Path) -> None:
     store = LevelStore(tmp_path / "home")
     digest = package_digest(package)
-    assert store.get(digest) is None
-    store.put(digest, IsolationLevel.WORKDIR)
-    store.put(digest, IsolationLevel.FILESYSTEM)
-    assert LevelStore(tmp_path / "home").get(digest) is IsolationLevel.FILESYSTEM
-    assert [p.name for p in (tmp_path / "home" / "levels").iterdir()] == [f"{digest}.json"]
+    assert store.get(digest, "local") is None
+    store.put(digest, "local", IsolationLevel.WORKDIR, Hardening.ISOLATED)
+    store.put(digest, "docker", IsolationLevel.LIVE)
+    store.put(digest, "docker", IsolationLevel.FILESYSTEM)
+    again = LevelStore(tmp_path / "home")
+    local, docker = again.get(digest, "local"), again.get(digest, "docker")
+    assert local == Remembered(digest, IsolationLevel.WORKDIR, Hardening.ISOLATED, "local")
+    assert docker == Remembered(digest, IsolationLevel.FILESYSTEM, Hardening.PLAIN, "docker")
+    assert len(list((tmp_path / "home" / "levels").iterdir())) == 2
 
 
-def test_a_profile_is_remembered_and_an_old_record_means_plain(tmp_path: Path) -> None:
+def test_what_was_found_with_another_provider_says_so(tmp_path: Path) -> None:
     store, digest = LevelStore(tmp_path), "ab" * 16
-    assert store.hardening(digest) is None
-    store.put(digest, IsolationLevel.WORKDIR, Hardening.ISOLATED)
-    assert store.hardening(digest) is Hardening.ISOLATED
-    old = f'{{"digest":"{digest}","level":"outputs"}}'
+    store.put(digest, "my.package:Cloud", IsolationLevel.LIVE, Hardening.ISOLATED)
+    found = store.get(digest, "docker")
+    assert found is not None
+    assert (found.provider, found.holds_for("docker")) == ("my.package:Cloud", False)
+    assert store.get(digest, "my.package:Cloud") == found
+
+
+@pytest.mark.parametrize(
+    ("more", "hardening"), [("", Hardening.PLAIN), (',"hardening":"isolated"', Hardening.ISOLATED)]
+)
+def test_older_memory_counts_until_it_is_known_better(
+    tmp_path: Path, more: str, hardening: Hardening
+) -> None:
+    store, digest = LevelStore(tmp_path), "ab" * 16
+    (tmp_path / "levels").mkdir()
+    old = f'{{"digest":"{digest}","level":"outputs"{more}}}'
     (tmp_path / "levels" / f"{digest}.json").write_text(old)
-    assert (store.get(digest), store.hardening(digest)) == (
-        IsolationLevel.OUTPUTS,
-        Hardening.PLAIN,
-    )
+    found = store.get(digest, "docker")
+    assert found == Remembered(digest, IsolationLevel.OUTPUTS, hardening)
+    assert found.holds_for("docker")
+    store.put(digest, "docker", IsolationLevel.LIVE)
+    here, elsewhere = store.get(digest, "docker"), store.get(digest, "local")
+    assert here is not None
+    assert here.level is IsolationLevel.LIVE
+    assert elsewhere == found
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"digest":"x","level":"all"}', b"\xff"])
 def test_a_damaged_level_counts_as_not_remembered(tmp_path: Path, content: bytes) -> None:
-    store = LevelStore(tmp_path)
-    store.put("ab" * 16, IsolationLevel.LIVE)
-    (tmp_path / "levels" / f"{'ab' * 16}.json").write_bytes(content)
-    assert store.get("ab" * 16) is None
-    store.put("ab" * 16, IsolationLevel.LIVE)
-    assert store.get("ab" * 16) is IsolationLevel.LIVE
+    store, digest = LevelStore(tmp_path), "ab" * 16
+    store.put(digest, "local", IsolationLevel.LIVE)
+    next((tmp_path / "levels").iterdir()).write_bytes(content)
+    assert store.get(digest, "local") is None
+    store.put(digest, "local", IsolationLevel.LIVE)
+    assert store.get(digest, "local") is not None
 
 
 def test_a_level_under_another_name_is_not_believed(tmp_path: Path) -> None:
     store = LevelStore(tmp_path)
-    store.put("ab" * 16, IsolationLevel.LIVE)
+    store.put("ab" * 16, "local", IsolationLevel.LIVE)
     levels = tmp_path / "levels"
-    (levels / f"{'ab' * 16}.json").rename(levels / f"{'cd' * 16}.json")
-    assert store.get("cd" * 16) is None
+    (levels / f"{'ab' * 16}.local.json").rename(levels / f"{'cd' * 16}.local.json")
+    assert store.get("cd" * 16, "local") is None
 
 
 def test_a_digest_cannot_name_another_place(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not the digest of a task"):
-        LevelStore(tmp_path).put("../../x", IsolationLevel.LIVE)
+        LevelStore(tmp_path).put("../../x", "local", IsolationLevel.LIVE)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import shlex
+from collections.abc import Coroutine
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import msgspec
@@ -24,13 +27,14 @@ from ramify.cli.present import console, error_lines, is_terminal, results_table,
 from ramify.cli.progress import Progress
 from ramify.contracts.config import RolloutConfig, Sampling
 from ramify.contracts.errors import UsageError
+from ramify.contracts.events import AnyEvent, LogEvent
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.task import IsolationLevel
 from ramify.contracts.tree import Fidelity, Outcome
 from ramify.engine.cancel import Cancellation
 from ramify.engine.summary import JobSummary
 from ramify.envs.options import RunOptions
-from ramify.envs.run import open_job
+from ramify.envs.run import UNCHECKED, open_job
 
 
 @click.command("run")
@@ -145,9 +149,14 @@ def command(
             sampling=Sampling(temperature=temperature, max_tokens=max_tokens),
         ),
     )
+    return _to_its_end(_run(tasks, agent, sandbox, rubric, options, as_json, fail_under))
+
+
+def _to_its_end(work: Coroutine[Any, Any, int]) -> int:
+    """The exit code of what runs on a loop of its own."""
     with asyncio.Runner() as runner:
         try:
-            return runner.run(_run(tasks, agent, sandbox, rubric, options, as_json, fail_under))
+            return runner.run(work)
         except asyncio.CancelledError:  # the second interrupt
             return INTERRUPTED
 
@@ -164,6 +173,7 @@ async def _run(
     cancel = Cancellation()
     listen_for_interrupts(cancel, "cleaning up")
     progress = Progress(console(stderr=as_json), live=is_terminal() and not as_json)
+    unchecked = _Unchecked(tasks)
     results: list[RolloutResult] = []
     async with open_job(
         tasks,
@@ -171,9 +181,10 @@ async def _run(
         sandbox=sandbox,
         reward=rubric,
         options=options,
-        observers=[progress],
+        observers=[progress, unchecked],
         cancel=cancel,
     ) as (job, path):
+        unchecked.tell(len({task_id for task_id, _ in job.plan.slots}))
         progress.job = job
         async with progress.shown():
             async with aclosing(job.stream()) as stream:
@@ -188,6 +199,34 @@ async def _run(
     else:
         _print_report(results, summary, progress.limits, path)
     return _exit_code(summary, cancel, least)
+
+
+@dataclass(slots=True)
+class _Unchecked:
+    """An observer that says, once, which tasks nobody checked with this sandbox."""
+
+    tasks: str
+    sandbox: str = ""
+    count: int = 0
+
+    def emit(self, event: AnyEvent) -> None:
+        match event:
+            case LogEvent(message=message, fields={"sandbox": str(sandbox), "tasks": list(names)}):
+                if message == UNCHECKED:
+                    self.sandbox, self.count = sandbox, len(cast("list[object]", names))
+            case _:
+                pass
+
+    def tell(self, planned: int) -> None:
+        """To standard error, where neither a table nor JSON is."""
+        if self.count:
+            were = "was" if self.count == 1 else "were"
+            click.echo(
+                f"note: {self.count} of {planned} tasks {were} never checked on {self.sandbox}, so "
+                "their test scripts run without hardening, at the default level: ramify tasks "
+                f"check {shlex.quote(self.tasks)}",
+                err=True,
+            )
 
 
 def _print_report(

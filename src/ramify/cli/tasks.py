@@ -84,10 +84,18 @@ def _columns(task: Task) -> tuple[str, str, str]:
     package = task.package
     if package is None:
         return task.task_id, "-", "-"
-    level = compose.remembered_level(package.digest)
     image = "Dockerfile" if package.sandbox.build else package.sandbox.image
     where = " or ".join(w for w in ("host root" if package.host_root_ok else "", image) if w)
-    return task.task_id, level.value if level else "-", where or "-"
+    return task.task_id, _levels_of(package.digest), where or "-"
+
+
+def _levels_of(digest: str) -> str:
+    """The level that was found with each provider that is known; one where they agree."""
+    found = [compose.remembered(digest, name) for name in sorted(compose.known("sandboxes"))]
+    told = {one.provider: one.level.value for one in found if one is not None}
+    if len(set(told.values())) < 2:
+        return next(iter(told.values()), "-")
+    return ", ".join(f"{level} ({name or 'older'})" for name, level in sorted(told.items()))
 
 
 @command.command("init")

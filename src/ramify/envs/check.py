@@ -20,6 +20,7 @@ from ramify.contracts.sandbox import Capabilities, SandboxProvider
 from ramify.contracts.task import Hardening, IsolationLevel, Task, TaskPackage, Taskset
 from ramify.envs.options import RunOptions
 from ramify.envs.run import open_job
+from ramify.envs.verifiers import decided_by_script
 
 _LADDER = tuple(IsolationLevel)
 """Strictest first, as the enumeration is written."""
@@ -30,8 +31,8 @@ class TaskCheck(msgspec.Struct, frozen=True):
     """What was found about one task.
 
     `oracle` and `nop` are the rewards of each repeat at `level` (None: not scored). `profile` is
-    what its test script can be kept from (None: no script decides). `problem` is empty when the
-    task is fit.
+    what its test script can be kept from (None: no script decides). `sandbox` is the provider for
+    which that was found, and is remembered. `problem` is empty when the task is fit.
     """
 
     task_id: str
@@ -41,6 +42,7 @@ class TaskCheck(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     problem: str = ""
     profile: Hardening | None = None
+    sandbox: str = ""
 
     @property
     def ok(self) -> bool:
@@ -146,7 +148,7 @@ class _Checker:
             task = taskset.get_task(task_id)
             if task.package is not None:
                 levels = _levels(task.package, self.provider.capabilities())
-                profiles = list(Hardening) if _by_script(task) else [Hardening.PLAIN]
+                profiles = list(Hardening) if decided_by_script(task) else [Hardening.PLAIN]
                 ways = [(level, profile) for level in levels for profile in profiles]
                 found[task_id] = _Search(task, task.package, ways)
         return found
@@ -189,10 +191,17 @@ class _Checker:
         elif any(reward != low for reward in nop):
             problem = f"doing nothing scored {_shown(nop)}"
         if not problem:
-            compose.remember_level(search.package.digest, level, hardening)
-        profile = hardening if _by_script(search.task) else None
+            compose.remember_level(search.package.digest, self.provider.name, level, hardening)
+        profile = hardening if decided_by_script(search.task) else None
         return TaskCheck(
-            search.task.task_id, level, tuple(oracle), tuple(nop), search.seconds, problem, profile
+            search.task.task_id,
+            level,
+            tuple(oracle),
+            tuple(nop),
+            search.seconds,
+            problem,
+            profile,
+            self.provider.name,
         )
 
     def _unfit(self, search: _Search) -> TaskCheck:
@@ -202,16 +211,13 @@ class _Checker:
             why += f"; at the last: {last.error.message}"
         elif last is not None:
             why += f"; at the last it scored {last.reward}"
-        return TaskCheck(search.task.task_id, None, seconds=search.seconds, problem=why)
-
-
-def _by_script(task: Task) -> bool:
-    """Whether a script decides, and not our own runner or what the task's world names."""
-    package = task.package
-    if package is None or compose.grading(task).kind != "script":
-        return False
-    settings = [step.verifier for step in package.steps] or [package.verifier]
-    return any(one.grading is None or one.grading.runner is None for one in settings)
+        return TaskCheck(
+            search.task.task_id,
+            None,
+            seconds=search.seconds,
+            problem=why,
+            sandbox=self.provider.name,
+        )
 
 
 def _levels(package: TaskPackage, can: Capabilities) -> list[IsolationLevel]:

@@ -25,7 +25,7 @@ from ramify.contracts.context import Clock
 from ramify.contracts.errors import ConfigError, UnknownNameError, UnsupportedError, UsageError
 from ramify.contracts.model import Model
 from ramify.contracts.reward import Described, Reward
-from ramify.contracts.sandbox import Capabilities, SandboxProvider, SandboxSpec
+from ramify.contracts.sandbox import SandboxProvider, SandboxSpec
 from ramify.contracts.task import Hardening, IsolationLevel, ScriptProfile, Task, Taskset
 from ramify.engine.job import JobPlan
 from ramify.engine.reading import JobRecord
@@ -41,7 +41,7 @@ from ramify.envs.rubrics import (
     load_reward,
     scored_from_record,
 )
-from ramify.envs.verifiers import Scorers, judge_of
+from ramify.envs.verifiers import Scorers, decided_by_script, judge_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,8 @@ class RunPlan:
     """A whole job, ready to run.
 
     `judge` is the model that judges, where one does. `unenforced` names limits that tasks ask for
-    in vain.
+    in vain, `unchecked` tasks whose test script runs plain because nobody checked them with this
+    sandbox.
     """
 
     job: JobPlan
@@ -83,6 +84,7 @@ class RunPlan:
     options: RunOptions
     judge: Model | None
     unenforced: Sequence[str]
+    unchecked: Sequence[str]
 
 
 async def plan_run(
@@ -121,9 +123,7 @@ async def plan_run(
     planned, lacking = _plan_tasks(taskset, actor, provider, scorers, options)
     config = _config(taskset.taskset_id, planned, actor, model, provider, options)
     config["reward"] = _described(planned, scorer, reward)
-    if judge is not None:
-        chosen = {"options": dict(options.judge_options)} if options.judge_options else {}
-        config["judge"] = {"model": judge.name, "base_url": options.judge_base_url, **chosen}
+    config |= _judge_config(judge, options)
     config_hash = hashlib.blake2b(msgspec.json.encode(config, order="deterministic"), digest_size=8)
     job_id = f"{_slug(taskset.taskset_id)}-{_slug(actor.name)}-{config_hash.hexdigest()[:8]}"
     job = JobPlan(
@@ -156,9 +156,26 @@ async def plan_run(
         argv=tuple(redactor.clean(list(sys.argv))),
     )
     path = options.out or Path("runs") / job_id
-    return RunPlan(
-        job, record, path, planned, actor, model, provider, options, judge, sorted(lacking)
-    )
+    names = (sorted(lacking), [] if scorer else _unchecked(planned, provider, options))
+    return RunPlan(job, record, path, planned, actor, model, provider, options, judge, *names)
+
+
+def _unchecked(
+    planned: Mapping[str, PlannedTask], provider: SandboxProvider, options: RunOptions
+) -> list[str]:
+    """Tasks whose test script runs plain, only because nobody checked them with this sandbox."""
+    if options.hardening is not None:
+        return []
+    return [
+        key
+        for key, one in planned.items()
+        if decided_by_script(one.task) and not _known(one.task, provider.name)
+    ]
+
+
+def _known(task: Task, provider: str) -> bool:
+    found = compose.remembered(task.package.digest, provider) if task.package else None
+    return found is not None and found.holds_for(provider)
 
 
 def _plan_tasks(
@@ -181,8 +198,8 @@ def _plan_tasks(
         if options.branch is not None and can.snapshot == "live":
             spec = msgspec.structs.replace(spec, live=True)
         lacking.update(missing)
-        level = _isolation(task, can, options)
-        profile = _profile(task, level, options)
+        level = _isolation(task, provider, options)
+        profile = _profile(task, level, provider.name, options)
         rewards = scorers.of(task, level, profile)
         entry = PlannedTask(task, spec, level, profile.hardening, rewards)
         compares_siblings(task, entry.final)  # refuses what cannot be, before anything starts
@@ -259,8 +276,10 @@ def _choose(taskset: Taskset, options: RunOptions) -> list[Task]:
     return chosen[: options.limit]
 
 
-def _isolation(task: Task, can: Capabilities, options: RunOptions) -> IsolationLevel:
+def _isolation(task: Task, provider: SandboxProvider, options: RunOptions) -> IsolationLevel:
     """The caller's level, else the task's, else what was found, else `filesystem`.
+
+    What was found with another provider counts: it is about what the tests look at.
 
     The services of a Compose project live on beside a frozen file system, as they are part of what
     the tests may ask; at stricter levels they are fresh. A separate verifier is the level
@@ -273,7 +292,7 @@ def _isolation(task: Task, can: Capabilities, options: RunOptions) -> IsolationL
         return IsolationLevel.LIVE
     if package.verifier.separate:
         return IsolationLevel.OUTPUTS
-    freezes = can.snapshot != "none"
+    freezes = provider.capabilities().snapshot != "none"
     if options.isolation is not None:
         if options.isolation is IsolationLevel.FILESYSTEM and not freezes:
             raise UnsupportedError(
@@ -281,7 +300,8 @@ def _isolation(task: Task, can: Capabilities, options: RunOptions) -> IsolationL
                 "`filesystem`; choose another --isolation or another --sandbox"
             )
         return options.isolation
-    level = package.verifier.isolation or compose.remembered_level(package.digest)
+    found = compose.remembered(package.digest, provider.name)
+    level = package.verifier.isolation or (found.level if found else None)
     alive = package.world is not None
     level = level or (IsolationLevel.LIVE if alive else IsolationLevel.FILESYSTEM)
     if options.shares_at_most is not None:
@@ -289,18 +309,24 @@ def _isolation(task: Task, can: Capabilities, options: RunOptions) -> IsolationL
     return level if freezes or level is not IsolationLevel.FILESYSTEM else IsolationLevel.LIVE
 
 
-def _profile(task: Task, level: IsolationLevel, options: RunOptions) -> ScriptProfile:
-    """The caller's, else what was found at this level; a stricter one could break honest work."""
+def _profile(
+    task: Task, level: IsolationLevel, provider: str, options: RunOptions
+) -> ScriptProfile:
+    """The caller's, else what was found at this level with this provider, whose images may hold
+    other tools than another's; a stricter one could break honest work."""
     if options.hardening is not None:
         why = "" if options.hardening is Hardening.ISOLATED else "asked for"
         return ScriptProfile(options.hardening, why)
-    found = compose.remembered_hardening(task.package.digest) if task.package else None
-    if found is None or task.package is None:
+    found = compose.remembered(task.package.digest, provider) if task.package else None
+    if found is None:
         return ScriptProfile()
-    if compose.remembered_level(task.package.digest) is not level:
+    if not found.holds_for(provider):
+        why = f"checked on `{found.provider}`, not on `{provider}`: run `ramify tasks check`"
+        return ScriptProfile(why=why)
+    if found.level is not level:
         return ScriptProfile(why=f"not checked at level {level.value}")
-    if found is Hardening.ISOLATED:
-        return ScriptProfile(found, "")
+    if found.hardening is Hardening.ISOLATED:
+        return ScriptProfile(found.hardening, "")
     return ScriptProfile(why="`ramify tasks check` found no stricter one")
 
 
@@ -364,6 +390,13 @@ def _model_config(model: Model, options: RunOptions) -> dict[str, Any]:
         "base_url": options.base_url,
         "model_options": dict(options.model_options),
     }
+
+
+def _judge_config(judge: Model | None, options: RunOptions) -> dict[str, Any]:
+    if judge is None:
+        return {}
+    chosen = {"options": dict(options.judge_options)} if options.judge_options else {}
+    return {"judge": {"model": judge.name, "base_url": options.judge_base_url, **chosen}}
 
 
 def _digest(task: Task) -> str:

@@ -42,6 +42,9 @@ from ramify.envs.rubrics import compares_siblings
 from ramify.envs.siblings import Siblings
 from ramify.envs.worker import WORLDS, RolloutWorker
 
+UNCHECKED = "test scripts run as they are: nobody checked these tasks with this sandbox"
+"""What is logged of tasks whose test script could perhaps be hardened further."""
+
 
 @dataclass(frozen=True, slots=True)
 class JobReport:
@@ -127,6 +130,9 @@ async def open_stand(
             fields = {"sandbox": provider.name, "limits": list(plan.unenforced)}
             text = "limits that tasks ask for cannot be enforced here"
             observer.emit(LogEvent("", clock.now(), "warning", text, fields))
+        if plan.unchecked:
+            fields = {"sandbox": provider.name, "tasks": list(plan.unchecked)}
+            observer.emit(LogEvent("", clock.now(), "info", UNCHECKED, fields))
         budgets = Budgets({"rollouts": plan.options.concurrency})
         planned = None
         if plan.options.branch == PLANNED:

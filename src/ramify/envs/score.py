@@ -83,7 +83,9 @@ async def score_job(
     place = tasks or record.plan.tasks
     if not place:
         raise ConfigError("the job does not say where its tasks are; name them with --tasks")
-    needy = _need_more(place, {result.task_id for result in found.values()})
+    provider = sandbox or record.plan.sandbox
+    name = provider if isinstance(provider, str) else provider.name
+    needy = _need_more(place, {result.task_id for result in found.values()}, name)
     left_alone = [r for r in found.values() if r.task_id in needy or r.leaves > 1]
     again = found.keys() - {r.rollout_id for r in left_alone}
     slots = sorted((found[key].task_id, found[key].repeat) for key in again)
@@ -109,7 +111,7 @@ async def score_job(
     report = await run(
         place,
         agent=compose.agent("recorded", {"run": str(job)}),
-        sandbox=sandbox or record.plan.sandbox,
+        sandbox=provider,
         options=wanted,
     )
     after = {result.rollout_id: result for result in report.results}
@@ -118,7 +120,7 @@ async def score_job(
     return ScoreReport(report, before, rollouts, left_alone)
 
 
-def _need_more(tasks: str | Path, task_ids: Set[str]) -> set[str]:
+def _need_more(tasks: str | Path, task_ids: Set[str], provider: str) -> set[str]:
     """Tasks whose tests need more than the final work directory.
 
     Those known to, those that are scored after each of several steps, and Compose projects and
@@ -130,7 +132,8 @@ def _need_more(tasks: str | Path, task_ids: Set[str]) -> set[str]:
         package = taskset.get_task(task_id).package
         if package is None:
             continue
-        known = package.verifier.isolation or compose.remembered_level(package.digest)
+        found = compose.remembered(package.digest, provider)
+        known = package.verifier.isolation or (found.level if found else None)
         shares = known in (IsolationLevel.FILESYSTEM, IsolationLevel.LIVE)
         alive = package.sandbox.compose is not None or package.world is not None
         if shares or package.steps or alive:

@@ -59,6 +59,15 @@ class Scorers:
         return self._made[key]
 
 
+def decided_by_script(task: Task) -> bool:
+    """Whether a script decides, and not our own runner or what the task's world names."""
+    package = task.package
+    if package is None or compose.grading(task).kind != "script":
+        return False
+    settings = [step.verifier for step in package.steps] or [package.verifier]
+    return any(one.grading is None or one.grading.runner is None for one in settings)
+
+
 def _check_script(package: TaskPackage) -> None:
     """Raise ConfigError where a script decides and there is none.
 

@@ -1,7 +1,8 @@
-"""Remembered isolation levels: the strictest at which a task's reference solution scores 1."""
+"""What `ramify tasks check` found about a task, remembered for each sandbox it was found in."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
@@ -13,17 +14,29 @@ from ramify.contracts.errors import ConfigError
 from ramify.contracts.task import Hardening, IsolationLevel
 
 
-class _Level(msgspec.Struct, frozen=True):
+class Remembered(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The strictest level at which a task's reference solution scores, and the profile with it.
+
+    `provider` is the sandbox provider it was found with; empty where it was found before that was
+    written down.
+    """
+
     digest: str
     level: IsolationLevel
     hardening: Hardening = Hardening.PLAIN
+    provider: str = ""
+
+    def holds_for(self, provider: str) -> bool:
+        """Whether it was found with this provider, as far as that is known."""
+        return self.provider in ("", provider)
 
 
-_decoder = msgspec.json.Decoder(_Level)
+_decoder = msgspec.json.Decoder(Remembered)
 
 
 class LevelStore:
-    """Isolation levels by task digest, one small file each, shared by all runs of a user.
+    """What was found, by task digest and provider: one small file each, shared by all runs of a
+    user. A file without a provider in its name is older than those, and counts for all of them.
 
     Args:
         home: the directory where Ramify keeps what outlives a job.
@@ -32,40 +45,49 @@ class LevelStore:
     def __init__(self, home: Path) -> None:
         self._folder = home / "levels"
 
-    def get(self, digest: str) -> IsolationLevel | None:
-        """The remembered level, or None. A damaged file counts as nothing remembered."""
-        stored = self._stored(digest)
-        return stored.level if stored else None
-
-    def hardening(self, digest: str) -> Hardening | None:
-        """The profile remembered beside the level; plain where a record is older than profiles."""
-        stored = self._stored(digest)
-        return stored.hardening if stored else None
-
-    def _stored(self, digest: str) -> _Level | None:
-        try:
-            stored = _decoder.decode(self._file(digest).read_bytes())
-        except (FileNotFoundError, msgspec.MsgspecError):
-            # What is remembered can always be found again, so damage is no reason to stop.
-            return None
-        return stored if stored.digest == digest else None
+    def get(self, digest: str, provider: str) -> Remembered | None:
+        """What was found with this provider; else what older records say; else what was found
+        with another one, which it names. A damaged file counts as nothing remembered.
+        """
+        own = self._read(self._file(digest, provider), digest)
+        if own is not None and own.provider == provider:
+            return own
+        older = self._folder / f"{digest}.json"
+        others = [older, *sorted(self._folder.glob(f"{digest}.*.json"))]
+        found = [self._read(path, digest) for path in others]
+        return next((one for one in found if one is not None), None)
 
     def put(
-        self, digest: str, level: IsolationLevel, hardening: Hardening = Hardening.PLAIN
+        self,
+        digest: str,
+        provider: str,
+        level: IsolationLevel,
+        hardening: Hardening = Hardening.PLAIN,
     ) -> None:
-        """Remember a level and a profile. Atomic: a reader sees the old file or the new one."""
-        target = self._file(digest)
+        """Remember what was found. Atomic: a reader sees the old file or the new one."""
+        target = self._file(digest, provider)
         self._folder.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f"{digest}.", dir=self._folder)
+        descriptor, name = tempfile.mkstemp(prefix=f".{digest}.", dir=self._folder)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(_Level(digest, level, hardening)))
+                file.write(msgspec.json.encode(Remembered(digest, level, hardening, provider)))
             os.replace(name, target)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
 
-    def _file(self, digest: str) -> Path:
+    def _read(self, path: Path, digest: str) -> Remembered | None:
+        try:
+            stored = _decoder.decode(path.read_bytes())
+        except (FileNotFoundError, msgspec.MsgspecError):
+            # What is remembered can always be found again, so damage is no reason to stop.
+            return None
+        return stored if stored.digest == digest else None
+
+    def _file(self, digest: str, provider: str) -> Path:
         if not re.fullmatch(r"[0-9a-f]{16,128}", digest):
             raise ConfigError(f"{digest!r} is not the digest of a task", field="digest")
-        return self._folder / f"{digest}.json"
+        word = provider
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", provider):  # an import path, say
+            word = hashlib.blake2b(provider.encode(), digest_size=8).hexdigest()
+        return self._folder / f"{digest}.{word}.json"
