@@ -401,7 +401,7 @@ def test_a_line_that_is_being_written_is_not_damage(
     path = tmp_path / "x.jsonl"
     raw = io.BufferedReader(_Growing(pieces))
 
-    def opened(_path: Path, mode: str = "r", buffering: int = -1) -> io.BufferedReader:
+    def opened(_path: Path, mode: str = "r", buffering: int = -1) -> io.BufferedReader[Any]:
         return raw
 
     monkeypatch.setattr(Path, "open", opened)
