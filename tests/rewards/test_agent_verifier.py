@@ -54,6 +54,29 @@ async def command_line(place: Path, server: OpenAIServer, *more: str) -> Done:
 
 
 @pytest.mark.namespaces
+async def test_what_a_grader_costs_is_told_and_limited(tmp_path: Path) -> None:
+    """Of the job's limit too; prices are options of the judge's model."""
+    graded(tmp_path, AGENT)
+    prices = ("-J", "input_price=1000", "-J", "output_price=1000")
+    async with OpenAIServer(honest) as server:
+        judge = ("--judge-model", "openai/grader", "--judge-base-url", server.base_url)
+        done = await command_line(tmp_path, server, *prices)
+        unknown = await command_line(tmp_path, server, "-o", "other", "--max-cost", "9")
+        little = await command_line(
+            tmp_path, server, *prices, "-o", "little", "--max-cost", "0.01", "-n", "3", "-c", "1"
+        )
+        checked = await ramify("tasks", "check", "task", "-n", "1", *judge, *prices, cwd=tmp_path)
+    [result] = read_results(tmp_path / "run").values()
+    assert result.usage.calls == 0
+    assert (result.grading.calls, result.grading.cost_usd) == (2, pytest.approx(result.cost_usd))
+    assert f"judging   {result.grading.input_tokens:,} in" in done.out
+    assert unknown.code == 2
+    assert "what the judge costs is not known" in unknown.err
+    assert len(read_results(tmp_path / "little")) == 1
+    assert (checked.code, "ok" in checked.out) == (0, True), checked.out + checked.err
+
+
+@pytest.mark.namespaces
 @pytest.mark.parametrize(("agent", "reward"), [("oracle", 1.0), ("nop", 0.0)])
 async def test_an_agent_grades_by_hidden_fixtures(
     agent: str, reward: float, tmp_path: Path

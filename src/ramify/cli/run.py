@@ -211,9 +211,9 @@ class _Unchecked:
 
     def emit(self, event: AnyEvent) -> None:
         match event:
-            case LogEvent(message=message, fields={"sandbox": str(sandbox), "tasks": list(names)}):
-                if message == UNCHECKED:
-                    self.sandbox, self.count = sandbox, len(cast("list[object]", names))
+            case LogEvent(message=message) if message == UNCHECKED:
+                self.sandbox = str(event.fields["sandbox"])
+                self.count = len(cast("list[str]", event.fields["tasks"]))
             case _:
                 pass
 

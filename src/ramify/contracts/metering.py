@@ -6,7 +6,7 @@ work too, is charged to it. So a judge's cost reaches the rollout however deep i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _open: ContextVar[Meter | None] = ContextVar("ramify_meter", default=None)
 
 
 @contextmanager
-def metering() -> Iterator[Meter]:
+def metering() -> Generator[Meter]:
     """Measure what is charged in this block, and in the tasks and threads that it starts."""
     meter = Meter()
     token = _open.set(meter)

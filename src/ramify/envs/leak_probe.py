@@ -146,7 +146,7 @@ class _LeakProbe:
         unseen: list[str] = []
         if before is None or after is None:
             unseen.append("what the solution makes: the work directory is too large to compare")
-            before, after = {}, {}
+            before = after = dict[str, bytes]()
         wanted = await asyncio.to_thread(documents, ctx.task, before, after)
         if not wanted:
             return Leaks((), (*unseen, "anything: solution and tests have no distinctive line"))
