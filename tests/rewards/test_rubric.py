@@ -516,3 +516,43 @@ class TestRubricGroup:
         assert (result.reward, result.items) == (None, {"<lambda>": 1.0})
         assert result.errors == {"a.broken": "ValueError: no"}
         assert not group.compares
+
+
+class Watching:
+    """A reward whose signals bear its own name."""
+
+    name = "no_hacks"
+
+    async def score(self, node: RolloutNode, ctx: Context) -> VerifyResult:
+        signals = ("no_hacks", "no_hacks.step", "hacks", "core.watch.odd")
+        return VerifyResult(1.0, events=tuple(RewardEvent(name, 1.0) for name in signals))
+
+
+@pytest.mark.parametrize(
+    ("namespace", "called", "names"),
+    [
+        ("core", None, ["core.no_hacks", "core.no_hacks.step", "core.no_hacks.hacks",
+                        "core.no_hacks.core.watch.odd"]),
+        ("core", "watch", ["core.watch", "core.watch.step", "core.watch.hacks", "core.watch.odd"]),
+        ("", None, ["no_hacks", "no_hacks.step", "no_hacks.hacks", "no_hacks.core.watch.odd"]),
+    ],
+)  # fmt: skip
+async def test_a_signal_has_the_name_of_its_function_once(
+    ctx: Context, namespace: str, called: str | None, names: list[str]
+) -> None:
+    rubric = Rubric(name=namespace)
+    rubric.add(Watching(), name=called)
+    found = await rubric.score(leaf("42"), ctx)
+    assert [event.name for event in found.events] == names
+
+
+def test_no_function_is_called_like_a_part_of_another() -> None:
+    rubric = Rubric([Watching()])
+    with pytest.raises(ConfigError, match="would be a part of the function 'no_hacks'"):
+        rubric.add(longest, name="no_hacks.step")
+    with pytest.raises(ConfigError, match="two functions of the rubric are called"):
+        rubric.add(longest, name="no_hacks")
+    with pytest.raises(ConfigError, match="would be a part of the function"):
+        RubricGroup([Rubric([longest], name="core.x"), Rubric([longest], name="core")]).add_rubric(
+            Rubric([Watching()], name="core.longest")
+        )

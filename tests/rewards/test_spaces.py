@@ -38,6 +38,7 @@ from ramify.contracts.reward import (
 from ramify.contracts.sandbox import SandboxSpec
 from ramify.contracts.task import Task
 from ramify.contracts.tree import RolloutNode, Step
+from ramify.planes.reward.spaces.disagreement import with_suspicion
 from ramify.planes.reward.spaces.memory import memory_diff, memory_result, read_store
 from ramify.planes.reward.spaces.toolschema import mismatch
 from ramify.planes.reward.spaces.walking import Action, open_space
@@ -454,3 +455,19 @@ def test_arguments_of_an_action() -> None:
     assert action.text == "b\n3"
     assert Action(1, ToolCall("1", "x", "[1]"), None, "agent").arguments is None
     assert Action(1, ToolCall("1", "x", "[" * 100_000), None, "agent").arguments is None
+
+
+def test_what_a_part_calls_spaces_or_suspect_is_kept() -> None:
+    events = (RewardEvent("a", 1.0, Space.OUTPUT), RewardEvent("b", 0.0, Space.ACTION))
+    details = {"spaces": {"rooms": 3}, "suspect": ["shouting"], "mine": 1}
+    marked = with_suspicion(VerifyResult(1.0, events=events, details=details))
+    assert marked.details == {
+        "spaces": {"rooms": 3, "output": 1.0, "action": 0.0},
+        "suspect": ["shouting", "action"],
+        "mine": 1,
+    }
+    again = with_suspicion(marked)
+    assert again.details == marked.details
+    bare = with_suspicion(VerifyResult(1.0, events=events, details={"spaces": 2, "suspect": "x"}))
+    assert bare.details["spaces"] == {"given": 2, "output": 1.0, "action": 0.0}
+    assert bare.details["suspect"] == ["x", "action"]
