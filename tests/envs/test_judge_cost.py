@@ -40,6 +40,10 @@ def judge_model(**how: Any) -> ScriptedModel:
     return ScriptedModel(say, name="scripted/judge", **how)
 
 
+def free_of_charge(completion: Sequence[Message]) -> float:
+    return float(len(completion))
+
+
 def judged(model: Model, **how: Any) -> Rubric:
     return Rubric([JudgeReward(Judge(model, "Good?", **how))], name="core")
 
@@ -104,7 +108,7 @@ async def test_scoring_again_counts_what_it_costs_itself(tmp_path: Path) -> None
     report = await play(tmp_path, judged(judge_model()), repeats=2)
     again = await score_records(report.path, judged(judge_model(), name="twice"))
     assert again.report.summary.grading == ONE + ONE
-    free = await score_records(report.path, Rubric([lambda completion: 1.0]))
+    free = await score_records(report.path, Rubric([free_of_charge]))
     assert free.report.summary.grading == Usage()
 
 
