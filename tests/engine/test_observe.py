@@ -326,7 +326,7 @@ async def test_a_callback_that_hangs_in_a_thread_takes_no_other_thread_with_it()
         hung.append(event.node)
         release.wait()
 
-    def fine(event: StatusEvent) -> None:
+    async def fine(event: StatusEvent) -> None:
         good.append(event.node)
 
     report = Seen()
