@@ -25,10 +25,14 @@ async def test_memory_and_cpu_of_all_processes_of_a_step(name: str, tmp_path: Pa
     steps = (
         StepSpec("small", "true"),
         StepSpec("big", f"( {HOLDS_64} )"),
-        StepSpec("orphan", f"( ( {HOLDS_64}; sleep 60 ) & ) ; sleep 1"),
+        StepSpec(
+            "orphan",
+            f"( ( {HOLDS_64}; touch $TMPDIR/held; sleep 60 ) & )\n"
+            "while [ ! -e $TMPDIR/held ]; do sleep 0.05; done",
+        ),
         StepSpec("busy", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"),
         StepSpec("left", f"{HOLDS_64}; sleep 60 &", background=True),
-        StepSpec("late", f"{HOLDS_64}; sleep 60", timeout_sec=1.0),
+        StepSpec("late", f"{HOLDS_64}; sleep 60", timeout_sec=3.0),
         StepSpec("never", "true"),
     )
     async with provider_of(name) as provider:
