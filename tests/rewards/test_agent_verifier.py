@@ -62,7 +62,7 @@ async def test_what_a_grader_costs_is_told_and_limited(tmp_path: Path) -> None:
         judge = ("--judge-model", "openai/grader", "--judge-base-url", server.base_url)
         done = await command_line(tmp_path, server, *prices)
         unknown = await command_line(tmp_path, server, "-o", "other", "--max-cost", "9")
-        little = await command_line(
+        await command_line(
             tmp_path, server, *prices, "-o", "little", "--max-cost", "0.01", "-n", "3", "-c", "1"
         )
         checked = await ramify("tasks", "check", "task", "-n", "1", *judge, *prices, cwd=tmp_path)

@@ -127,6 +127,7 @@ def test_older_memory_counts_until_it_is_known_better(
     (tmp_path / "levels" / f"{digest}.json").write_text(old)
     found = store.get(digest, "docker")
     assert found == Remembered(digest, IsolationLevel.OUTPUTS, hardening)
+    assert found is not None
     assert found.holds_for("docker")
     store.put(digest, "docker", IsolationLevel.LIVE)
     here, elsewhere = store.get(digest, "docker"), store.get(digest, "local")

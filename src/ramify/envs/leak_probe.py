@@ -89,12 +89,12 @@ class _Solving:
 
     Attributes:
         solver: who solves.
-        made: task id → the work directory and the declared outputs afterwards; no entry where
-            they are too large.
+        made: task id → the work directory and the declared outputs afterwards; None where they
+            are too large, no entry where the solution failed.
     """
 
     solver: Agent
-    made: dict[str, Texts] = field(default_factory=dict[str, Texts])
+    made: dict[str, Texts | None] = field(default_factory=dict[str, Texts | None])
     name: str = "solving"
 
     def capabilities(self) -> AgentCapabilities:
@@ -107,8 +107,7 @@ class _Solving:
 
         async def act(text: str) -> StopReason:
             reason = await session.prompt(text)
-            if (made := await _work(sandbox, ctx)) is not None:
-                self.made[ctx.task.task_id] = made
+            self.made[ctx.task.task_id] = await _work(sandbox, ctx)
             return reason
 
         return _Acting(act, session.cancel, session.aclose)
@@ -123,7 +122,7 @@ class _LeakProbe:
         leaks: task id → what was found.
     """
 
-    made: Mapping[str, Texts]
+    made: Mapping[str, Texts | None]
     leaks: dict[str, Leaks] = field(default_factory=dict[str, Leaks])
     name: str = "leak-probe"
 
@@ -145,7 +144,9 @@ class _LeakProbe:
         before, after = await _work(sandbox, ctx), self.made.get(ctx.task.task_id)
         unseen: list[str] = []
         if before is None or after is None:
-            unseen.append("what the solution makes: the work directory is too large to compare")
+            ran = ctx.task.task_id in self.made
+            why = "the work directory is too large to compare" if ran else "it failed"
+            unseen.append(f"what the solution makes: {why}")
             before = after = dict[str, bytes]()
         wanted = await asyncio.to_thread(documents, ctx.task, before, after)
         if not wanted:
