@@ -139,8 +139,8 @@ async def all_searched(names: Iterable[str], place: Path, sandbox: str = "local"
     make_task(place / "tasks" / "copy", "cp /tmp/gold /opt/x/y\n", **LITTLE)
     found = await searched(place / "tasks", place / "scratch", sandbox)
     assert found.keys() == {*names, "little", "copy"}
-    assert {name for name, leaks in found.items() if not leaks.found} == {"clean"}
     assert {name: leaks.unseen for name, leaks in found.items() if leaks.unseen} == {}
+    assert {name for name, leaks in found.items() if not leaks.found} == {"clean"}
     assert "lines of the tests (tests/test_stats.py)" in found["tests"].found[0]
     assert "git object" in found["blob"].found[0]
     assert "/opt/x/stats-1.0-py3-none-any.whl" in found["wheel"].found[0]
