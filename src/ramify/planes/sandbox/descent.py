@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ TOO_MUCH = 5
 """The tree exceeds a limit; the stream ends early."""
 FAILED = 6
 """Any other refusal or I/O error; a reason comes with it."""
+_TRIES = 4
 
 DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """How a directory is opened; fails on a link with ELOOP or ENOTDIR."""
@@ -157,19 +159,31 @@ def _link_of_root(dir_fd: int, name: bytes) -> bytes | None:
 
 
 def remove(dir_fd: int, name: bytes) -> None:
-    """Remove a file, a link itself, or a directory with all it holds. Missing is fine.
+    """Remove a file, a link itself, or a directory with all it holds.
+
+    What is missing, or goes meanwhile, is fine: two may remove the same tree at once.
 
     Never follows a link, and goes to any depth with a constant number of descriptors: what lies
     deep is first moved up beside the directory being removed.
     """
-    try:
-        os.unlink(name, dir_fd=dir_fd)
-        return
-    except FileNotFoundError:
-        return
-    except (IsADirectoryError, PermissionError):
-        if not stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
-            raise
+    with suppress(FileNotFoundError):
+        try:
+            os.unlink(name, dir_fd=dir_fd)
+            return
+        except (IsADirectoryError, PermissionError):
+            if not stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+                raise
+        for tries_left in reversed(range(_TRIES)):
+            _empty(dir_fd, name)
+            try:
+                os.rmdir(name, dir_fd=dir_fd)
+                return
+            except OSError as error:  # somebody put something into it, or pulled something up
+                if error.errno != errno.ENOTEMPTY or not tries_left:
+                    raise
+
+
+def _empty(dir_fd: int, name: bytes) -> None:
     fd = _open_for_removal(dir_fd, name)
     try:
         token = os.urandom(8).hex().encode()  # what the tree holds cannot be named like it
@@ -178,7 +192,6 @@ def remove(dir_fd: int, name: bytes) -> None:
             serial += 1
     finally:
         os.close(fd)
-    os.rmdir(name, dir_fd=dir_fd)
 
 
 def _open_for_removal(dir_fd: int, name: bytes) -> int:
@@ -199,20 +212,30 @@ def _remove_level(root: int, prefix: bytes) -> bool:
     """Empty `root`, except for the grandchildren that are directories: those are pulled up."""
     pulled = 0
     for name, is_dir in _children(root):
-        if not is_dir:
-            os.unlink(name, dir_fd=root)
-            continue
-        child = _open_for_removal(root, name)
-        try:
-            for below, below_is_dir in _children(child):
-                if not below_is_dir:
+        with suppress(FileNotFoundError):
+            if is_dir:
+                pulled += _remove_child(root, name, prefix, pulled)
+            else:
+                os.unlink(name, dir_fd=root)
+    return pulled > 0
+
+
+def _remove_child(root: int, name: bytes, prefix: bytes, pulled: int) -> int:
+    """Remove a directory in `root`; how many directories in it were pulled up to `root`."""
+    moved = 0
+    child = _open_for_removal(root, name)
+    try:
+        for below, is_dir in _children(child):
+            with suppress(FileNotFoundError):
+                if not is_dir:
                     os.unlink(below, dir_fd=child)
                     continue
                 os.close(_open_for_removal(child, below))  # moving it needs the right to write it
-                new = prefix + b".%d" % pulled
+                new = prefix + b".%d" % (pulled + moved)
                 os.rename(below, new, src_dir_fd=child, dst_dir_fd=root)
-                pulled += 1
-        finally:
-            os.close(child)
+                moved += 1
+    finally:
+        os.close(child)
+    with suppress(FileNotFoundError):
         os.rmdir(name, dir_fd=root)
-    return pulled > 0
+    return moved
