@@ -15,6 +15,7 @@ from ramify.envs.check import TaskCheck, check_tasks
 from ramify.envs.options import RunOptions
 from ramify.planes.agent.program import ProgramAgent
 from ramify.planes.environment.package import provision_package
+from ramify.planes.reward.profile import python_gap
 from ramify.planes.reward.script import ScriptVerifier
 from ramify.planes.sandbox.local import LocalProvider
 from ramify.tasks.package import read_task
@@ -145,3 +146,28 @@ async def test_a_task_that_imports_from_its_directory_or_writes_to_its_tests_sta
     found = await checked(task(tmp_path / "task", script))
     assert (found.ok, found.level, found.profile) == (True, WORKDIR, Hardening.PLAIN)
     assert (found.oracle, found.nop) == ((1.0,), (0.0,))
+
+
+@pytest.mark.parametrize(
+    ("says", "gap"),
+    [
+        ("echo 3 9", "Python 3.9 imports from the work directory"),
+        ("echo 3 10", "Python 3.10 imports"),
+        ("echo 3 11", ""),
+        ('exec /usr/bin/python3.11 "$@"', ""),
+        ("echo 3 9; exit 1", ""),
+        ("echo 3 9 of mine", ""),
+        ("yes 3 9", ""),
+    ],
+)
+async def test_an_old_python_is_said(tmp_path: Path, says: str, gap: str) -> None:
+    """What does not know PYTHONSAFEPATH is not called isolated without a word."""
+    (tmp_path / "python3").write_text(f"#!/bin/sh\n{says}\n")
+    provider = LocalProvider(tmp_path / "home")
+    try:
+        sandbox = await provider.create(SandboxSpec(host_root=True, env={"PATH": "/first:/bin"}))
+        await sandbox.upload(tmp_path / "python3", "/first/python3", mode=0o755)
+        found = await python_gap(sandbox)
+        assert found.startswith(gap) if gap else not found
+    finally:
+        await provider.aclose()

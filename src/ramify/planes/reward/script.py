@@ -18,6 +18,7 @@ from ramify.contracts.task import Hardening, IsolationLevel, ScriptProfile, Task
 from ramify.contracts.tree import RolloutNode
 from ramify.planes.reward.native.harness import CODE_USER
 from ramify.planes.reward.native.run import NativeRun, Outcome, tools_to_mount
+from ramify.planes.reward.profile import python_gap
 from ramify.planes.reward.scriptrun import ScriptRun
 from ramify.planes.reward.stage import (
     Carried,
@@ -197,6 +198,8 @@ class _Runs:
         native = self._native(sandbox)
         if native is not None:
             return await native.to_outcome()
+        isolated = self.profile.hardening is Hardening.ISOLATED
+        gap = await python_gap(sandbox) if isolated else ""
         parsed, result = await self._script(sandbox).to_reward()
         # What a script does with the code that it tests is not known, so the worst is said.
         hardening: dict[str, Any] = {
@@ -210,6 +213,8 @@ class _Runs:
         }
         if self.carried.disarmed:
             hardening["taken_out_of_git"] = list(self.carried.disarmed)
+        if gap:
+            hardening["python"] = gap
         if self.profile.why:
             hardening["why"] = self.profile.why
         return Outcome(parsed, result, "in_process", hardening)
