@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from fractions import Fraction
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import msgspec
@@ -16,19 +19,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramify.contracts.errors import UsageError
+from ramify.contracts.errors import InvalidRewardError, UsageError
 from ramify.contracts.events import LeaseEvent, LogEvent, MetricEvent
 from ramify.contracts.messages import Usage
 from ramify.contracts.result import ErrorInfo, RolloutResult, WorkItem
 from ramify.contracts.tree import Outcome
 from ramify.engine.cancel import Cancellation
-from ramify.engine.job import Job, JobPlan
+from ramify.engine.job import Complete, Job, JobPlan
 from ramify.engine.limits import Budgets, SpendBudget
 from ramify.engine.observe import FanOut, Metrics
 from ramify.engine.reading import JobRecord, Plan, read_results
 from ramify.engine.retry import RetryPolicy
 from ramify.engine.store import Store
-from ramify.engine.summary import summarise
+from ramify.engine.summary import JobSummary, Tally, summarise
 from ramify.testing.fakecontext import FakeClock, FakeObserver
 
 RECORD = JobRecord("job", "hash", 1.0, Plan(("s:a",), 1, "nop", None, "fake", 0), {}, {})
@@ -64,6 +67,7 @@ class Bench:
         self.cancel = Cancellation()
         self.summary = summarise([], 0)
         self.cost: float | None = None
+        self.complete: Complete | None = None
 
     async def run(self, work: Work) -> list[RolloutResult]:
         """Open the directory, run the job to its end, close; the results in order."""
@@ -79,7 +83,7 @@ class Bench:
             budgets = Budgets({"rollouts": 3})
             job = Job(
                 self.plan, store, worker, observer, self.clock, self.cancel, budgets,
-                Metrics(), SpendBudget("cost", self.cost),
+                Metrics(), SpendBudget("cost", self.cost), self.complete,
             )  # fmt: skip
             async with aclosing(job.stream()) as stream:
                 results = [result async for result in stream]
@@ -352,6 +356,83 @@ def test_the_summary_against_fractions(rows: list[tuple[str, Outcome, float]]) -
     variance = Fraction(groups, groups - 1) * sum(s * s for s in sums) / len(counted) ** 2
     assert summary.stderr is not None
     assert summary.stderr**2 == pytest.approx(float(variance), abs=1e-12)
+
+
+amounts = st.floats(0, 1e6)
+usages = st.builds(
+    Usage, st.integers(0, 99), st.integers(0, 99), st.integers(0, 99), st.integers(0, 9),
+    st.none() | amounts,
+)  # fmt: skip
+
+
+@st.composite
+def whole_results(draw: st.DrawFn) -> RolloutResult:
+    item = WorkItem("job", f"s:{draw(st.sampled_from('ab'))}", draw(st.integers(0, 2)), 0, "hash")
+    return msgspec.structs.replace(
+        ended(item, draw(outcomes), draw(st.none() | st.floats(-1e9, 1e9))),
+        timings=draw(st.dictionaries(st.sampled_from(["start", "verify"]), amounts)),
+        usage=draw(usages),
+        grading=draw(usages),
+        reward_errors=draw(st.dictionaries(st.sampled_from(["x", "y"]), st.just("why"))),
+        pending=draw(st.sampled_from([(), ("rank",)])),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(whole_results(), max_size=12))
+def test_the_running_summary_is_the_one_of_what_counts(arriving: list[RolloutResult]) -> None:
+    """Later results of a rollout (an attempt more, a reward revised) take the place of earlier."""
+    tally, counting = Tally(), dict[str, RolloutResult]()
+    for result in arriving:
+        tally.add(result)
+        if (before := counting.get(result.rollout_id)) is not None:
+            tally.remove(before)
+        counting[result.rollout_id] = result
+        assert tally.summary(6, 1.5) == summarise(counting.values(), 6, 1.5)
+        added_up(tally.summary(6), list(counting.values()))
+        nan = msgspec.structs.replace(result, outcome=Outcome.SCORED, reward=math.nan)
+        with pytest.raises(InvalidRewardError, match="nan"):
+            tally.add(nan)
+
+
+def added_up(summary: JobSummary, results: list[RolloutResult]) -> None:
+    """The summary against plain sums over all results."""
+    assert summary.finished == len(results)
+    assert summary.outcomes == Counter(result.outcome.value for result in results)
+    assert summary.pending == sum(bool(result.pending) for result in results)
+    assert summary.reward_errors == Counter(n for r in results for n in r.reward_errors)
+    rewards = [r.reward for r in results if r.outcome.counts and r.reward is not None]
+    assert summary.counted == len(rewards)
+    exact = sum(map(Fraction, rewards), Fraction(0))
+    assert summary.mean == (float(exact / len(rewards)) if rewards else None)
+    for phase in {phase for result in results for phase in result.timings} | set(summary.seconds):
+        took = [result.timings[phase] for result in results if phase in result.timings]
+        assert summary.seconds[phase] == math.fsum(took)
+    for found, spent in (
+        (summary.usage, [result.usage for result in results]),
+        (summary.grading, [result.grading for result in results]),
+    ):
+        whole = reduce(add, spent, Usage())
+        assert found.cost_usd == pytest.approx(whole.cost_usd)
+        assert found == msgspec.structs.replace(whole, cost_usd=found.cost_usd)
+
+
+async def test_a_job_counts_what_was_revised_once(tmp_path: Path) -> None:
+    async def revised(
+        plan: JobPlan, results: AsyncGenerator[RolloutResult]
+    ) -> AsyncGenerator[RolloutResult]:
+        async with aclosing(results):
+            async for result in results:
+                yield msgspec.structs.replace(result, reward=plan.seed, pending=())
+
+    async def provisional(item: WorkItem) -> RolloutResult:
+        return msgspec.structs.replace(await scored(item), pending=("rank",))
+
+    bench = Bench(tmp_path / "job")
+    bench.complete = revised
+    results = await bench.run(provisional)
+    assert bench.summary == summarise(results, len(SLOTS), bench.summary.wall_sec)
+    assert (bench.summary.finished, bench.summary.mean, bench.summary.pending) == (9, 5.0, 0)
 
 
 def test_by_hand() -> None:

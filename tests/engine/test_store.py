@@ -22,6 +22,7 @@ from ramify.contracts.errors import StoreError, UsageError
 from ramify.contracts.events import (
     LogEvent,
 )
+from ramify.contracts.messages import Usage
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.tree import Outcome
 from ramify.engine.reading import read_events, read_job, read_results
@@ -219,6 +220,9 @@ async def test_a_result_without_a_finite_number_is_refused(tmp_path: Path, value
     fence = lease(store, "r")
     with pytest.raises(StoreError, match="reward is not a finite number"):
         await store.record(result("r", fence, reward=value))
+    dear = msgspec.structs.replace(result("r", fence), usage=Usage(cost_usd=value))
+    with pytest.raises(StoreError, match="cost is not a finite number"):
+        await store.record(dear)
     assert await store.record(result("r", fence))
     await store.aclose()
     assert read_results(tmp_path / "job")["r"].reward == 1.0

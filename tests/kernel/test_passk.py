@@ -13,11 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.contracts.errors import InvalidRewardError
-from ramify.kernel.intervals import clustered_mean, mean_of, paired_difference, wilson
+from ramify.kernel.intervals import Clustered, Mean, mean_of, paired_difference, wilson
 from ramify.kernel.passk import pass_at_k, pass_hat_k, tree_pass_at_k, tree_pass_hat_k
 from ramify.kernel.student import t_cdf, t_quantile
 
 F = Fraction
+
+
+def clustered_mean(clusters: list[list[float]]) -> Mean:
+    found = Clustered()
+    for number, cluster in enumerate(clusters):
+        for score in cluster:
+            found.add(str(number), score)
+    estimate = found.estimate()
+    assert estimate is not None
+    return estimate
 
 
 def test_golden_values() -> None:
@@ -98,7 +108,40 @@ def test_errors_of_jobs() -> None:
     assert same.se == pytest.approx(0.25), "repeats that all agree say nothing new"
     assert mean_of([1.0]).se is None
     assert mean_of([1.0]).interval() is None
-    assert clustered_mean([[1.0, 0.0]]).se is None
+    assert clustered_mean([[1.0]]).se is None
+    assert clustered_mean([[1.0, 0.0, 1.0, 1.0]]) == alone, "one task: its repeats are all there is"
+    assert Clustered().estimate() is None
+
+
+scores = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), scores)),
+    st.lists(st.tuples(st.sampled_from("ab"), scores)),
+)
+def test_scores_taken_back_leave_no_trace(
+    kept: list[tuple[str, float]], taken: list[tuple[str, float]]
+) -> None:
+    found, plain = Clustered(), Clustered()
+    for entry in taken + kept:
+        found.add(*entry)
+    for entry in taken:
+        found.remove(*entry)
+    for entry in reversed(kept):
+        plain.add(*entry)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(InvalidRewardError):
+            found.add("a", bad)
+    assert found.estimate() == plain.estimate()
+
+
+def test_errors_of_extreme_scores() -> None:
+    """Whose squares no float holds."""
+    for size in (1e200, 1e-200):
+        assert clustered_mean([[size], [0.0]]) == Mean(size / 2, size / 2, 2, 1)
+    assert clustered_mean([[1.0], [1.0]]).se == 0.0
 
 
 def test_pairs_take_out_what_tasks_differ_in() -> None:

@@ -29,7 +29,7 @@ from ramify.engine.limits import Budgets, SpendBudget
 from ramify.engine.observe import Metrics
 from ramify.engine.retry import RetryPolicy
 from ramify.engine.store import Store
-from ramify.engine.summary import JobSummary, summarise
+from ramify.engine.summary import JobSummary, Tally
 
 Worker = Callable[[WorkItem], Awaitable[RolloutResult]]
 
@@ -114,13 +114,14 @@ class Job:
         self._clock = clock
         self._cancel = cancel
         self._results: dict[str, RolloutResult] = {}
+        self._tally = Tally()
         self._started = clock.monotonic()
 
     @property
     def summary(self) -> JobSummary:
-        """Aggregate of what is finished by now."""
+        """Aggregate of what is finished by now; as cheap after many rollouts as after few."""
         wall = self._clock.monotonic() - self._started
-        return summarise(self._results.values(), len(self.plan.slots), wall)
+        return self._tally.summary(len(self.plan.slots), wall)
 
     async def stream(self) -> AsyncGenerator[RolloutResult]:
         """Each rollout's result once: first those found in the store, then as they finish."""
@@ -172,6 +173,10 @@ class Job:
         kept = self._results.get(result.rollout_id)
         if kept is not None and kept.grading != result.grading:  # its score was completed since
             self._charge(result, kept.cost_usd or 0.0)
+        if kept is not result:
+            self._tally.add(result)
+            if kept is not None:
+                self._tally.remove(kept)
         self._results[result.rollout_id] = result
         for who, usage, flag in (("model", result.usage, "-M"), ("judge", result.grading, "-J")):
             if self._cost.limit is not None and usage.calls and usage.cost_usd is None:

@@ -262,7 +262,9 @@ def _storable(event: AnyEvent) -> AnyEvent:
 
 
 def _require_storable(result: RolloutResult) -> None:
-    numbers = {"reward": result.reward or 0.0, **result.items, **result.timings}
+    spent = {"cost": result.usage, "cost of grading": result.grading}
+    costs = {name: usage.cost_usd or 0.0 for name, usage in spent.items()}
+    numbers = {"reward": result.reward or 0.0, **result.items, **result.timings, **costs}
     if wrong := [name for name, value in numbers.items() if not math.isfinite(value)]:
         raise StoreError(
             f"result of {result.rollout_id}: {', '.join(wrong)} is not a finite number, so it "

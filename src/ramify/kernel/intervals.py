@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from math import inf, isfinite, sqrt
+from fractions import Fraction
+from math import inf, isfinite, isqrt, sqrt
 from statistics import NormalDist
 
 from ramify.contracts.errors import InvalidRewardError
+from ramify.kernel.exact import UNITS, units
 from ramify.kernel.student import t_quantile
 from ramify.kernel.value import Values
 
@@ -101,20 +102,64 @@ def mean_of(scores: Sequence[float]) -> Mean:
     return Mean(mean, sqrt(sum((x - mean) ** 2 for x in scores) / (n - 1) / n), n, n - 1)
 
 
-def clustered_mean(clusters: Sequence[Sequence[float]]) -> Mean:
-    """Mean of scores that belong together in clusters, such as repeats of one task.
+class Clustered:
+    """Scores that belong together in clusters, such as repeats of one task, added up as they come.
 
-    SE^2 = G/(G-1) sum over clusters of (sum of (x - mean))^2 / n^2, with G clusters: Miller's
-    formula with the usual correction for few clusters.
+    Sums are exact: neither the order nor what was taken back leaves a trace in the estimate. Every
+    call takes the same time, however many scores there are.
     """
-    scores = list(chain.from_iterable(clusters))
-    _check(scores)
-    n, groups = len(scores), sum(1 for cluster in clusters if cluster)
-    mean = sum(scores) / n
-    if groups < 2:
-        return Mean(mean, None, n, 0)
-    spread = sum(sum(x - mean for x in cluster) ** 2 for cluster in clusters)
-    return Mean(mean, sqrt(spread * groups / (groups - 1)) / n, n, groups - 1)
+
+    def __init__(self) -> None:
+        self._clusters: dict[str, tuple[int, int]] = {}  # how many scores n_g, and their sum S_g
+        self._n = 0
+        self._sum = 0  # in `units`, as all sums here are; those of squares in units of units
+        self._squares = 0  # of scores
+        self._sizes = 0  # sum of n_g^2 over clusters, and so on:
+        self._mixed = 0  # n_g S_g
+        self._between = 0  # S_g^2
+
+    def add(self, cluster: str, score: float) -> None:
+        """One more score. Raises InvalidRewardError (NaN, infinite); it is not counted then."""
+        _check([score])
+        self._change(cluster, 1, units(score))
+
+    def remove(self, cluster: str, score: float) -> None:
+        """Take back a score that was added."""
+        self._change(cluster, -1, -units(score))
+
+    def estimate(self) -> Mean | None:
+        """The mean of all scores; None where there is none.
+
+        SE^2 = G/(G-1) sum over clusters of (sum of (x - mean))^2 / n^2, with G clusters: Miller's
+        formula with the usual correction for few clusters. The scores of a single cluster count as
+        clusters of their own. With one score per cluster this is s^2/n. Below two it is not known.
+        """
+        if not self._n:
+            return None
+        n, whole, groups = self._n, self._sum, len(self._clusters)
+        if groups == 1:
+            groups, spread = n, n * (n * self._squares - whole**2)
+        else:  # of (n S_g - n_g S)^2
+            spread = n**2 * self._between - 2 * n * whole * self._mixed + whole**2 * self._sizes
+        mean = whole / (n * UNITS)
+        if groups < 2:
+            return Mean(mean, None, n, 0)
+        variance = Fraction(spread * groups, (groups - 1) * (n * n * UNITS) ** 2)
+        return Mean(mean, _root(variance), n, groups - 1)
+
+    def _change(self, cluster: str, count: int, score: int) -> None:
+        size, whole = self._clusters.get(cluster, (0, 0))
+        after = size + count, whole + score
+        self._n += count
+        self._sum += score
+        self._squares += count * score**2
+        self._sizes += after[0] ** 2 - size**2
+        self._mixed += after[0] * after[1] - size * whole
+        self._between += after[1] ** 2 - whole**2
+        if after[0]:
+            self._clusters[cluster] = after
+        else:
+            del self._clusters[cluster]
 
 
 def paired_difference(
@@ -139,6 +184,13 @@ def _check(scores: Sequence[float]) -> None:
     bad = next((x for x in scores if not isfinite(x)), None)
     if bad is not None:
         raise InvalidRewardError("malformed", f"a score is {bad}; it must be finite")
+
+
+def _root(square: Fraction) -> float:
+    """The square root; the square itself may be too large for a float, or too small."""
+    bits = square.denominator.bit_length() - square.numerator.bit_length()
+    scale = Fraction(2) ** (64 + bits // 2)
+    return float(isqrt(int(square * scale**2)) / scale)
 
 
 def _quantile(level: float, dof: float) -> float:
