@@ -7,7 +7,7 @@
   results.jsonl           one line per finished rollout
   revisions.jsonl         scores that were given after a rollout had ended (engine.revisions)
   blobs/                  large payloads, content-addressed
-  rollouts/<id>/          artifacts of one rollout
+  rollouts/<id>/          artifacts of one rollout; durable before its result is recorded
   lock                    held by the engine that has the job open
   events.idx              derived; may be deleted at any time
 ```
@@ -25,6 +25,7 @@ import re
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,6 +44,7 @@ from ramify.contracts.events import (
 )
 from ramify.contracts.result import RolloutResult
 from ramify.engine.blobs import BlobStore
+from ramify.engine.flush import Flusher
 from ramify.engine.journal import Journal, sync_directory
 from ramify.engine.reading import (
     JOB_FILE,
@@ -73,14 +75,16 @@ class Store:
         self._results = read_results(path)
         self._leases: dict[str, int] = {}
         self._recording: set[str] = set()
+        self._places: set[str] = set()
         worker = 1 + max((number for number, _ in event_files(path)), default=0)
         self._fence = worker * _FENCES_PER_OPENING
-        self._result_log = Journal(path / RESULTS_FILE)
-        try:
+        with ExitStack() as opened:
+            self._files = Flusher(path)
+            opened.callback(self._files.close)
+            self._result_log = Journal(path / RESULTS_FILE)
+            opened.callback(self._result_log.close)
             self._event_log = Journal(path / events_file(worker), BlobStore(path / "blobs"))
-        except BaseException:
-            self._result_log.close()
-            raise
+            opened.pop_all()
         self._sink = _Sink(self._event_log, self._leases)
 
     @classmethod
@@ -143,11 +147,14 @@ class Store:
         await self._event_log.ready()
 
     async def record(self, result: RolloutResult) -> bool:
-        """Record how a rollout ended. Its events, then the result, are durable on return.
+        """Record how a rollout ended. Its files and events, then the result, are durable on return.
+
+        So whoever finds the result after a crash or a power failure finds the whole of it.
 
         False, and a warning in the log, if it does not count: the rollout has a final result
         already, or a newer lease (a lease ends with the opening of the job that gave it).
-        Raises StoreError: nothing is acknowledged; call again when the cause is gone. Cancelled
+        Raises StoreError: nothing is acknowledged; call again when the cause is gone (after files
+        were lost, every call raises: open the job again, and the rollout runs again). Cancelled
         while it waits, it finishes first.
         """
         if (reason := self._why_not(result)) is not None:
@@ -185,6 +192,7 @@ class Store:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"{path}: cannot be made ({error.strerror})") from error
+        self._places.add(rollout_id)
         return path
 
     async def aclose(self) -> None:
@@ -197,11 +205,14 @@ class Store:
             try:
                 await self._result_log.aclose()
             finally:
+                await self._files.aclose()
                 os.close(self._lock)
                 self._lock = -1
 
     async def _record(self, result: RolloutResult) -> None:
         try:
+            if result.rollout_id in self._places:
+                await self._files.flush()
             await self._event_log.commit()
             await self._result_log.append_durable(result)
             self._results[result.rollout_id] = result
