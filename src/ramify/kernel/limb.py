@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from ramify.contracts.agent import Checkpointable, StopReason
+from ramify.contracts.agent import Checkpointable
 from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.context import Context
 from ramify.contracts.environment import Forkable
-from ramify.contracts.errors import AgentTimeoutError, RewardFailedError
+from ramify.contracts.errors import RewardFailedError
 from ramify.contracts.events import CheckpointEvent, Phase, WorldEvent
 from ramify.contracts.inside import WORLD_FILE
 from ramify.contracts.messages import Usage
@@ -32,6 +32,7 @@ from ramify.kernel.plan import RolloutPlan
 from ramify.kernel.policy import Fork, Keep, Point
 from ramify.kernel.recorder import TreeRecorder
 from ramify.kernel.stages import Stage, combined, of_step
+from ramify.kernel.turn import Turn
 
 _REWARD = "reward"
 """Name of the signal that is a leaf's return."""
@@ -104,8 +105,7 @@ class Limb:
     verdict: Verdict | None = None
     verified: VerifyResult | None = None
     touched: bool = False
-    _asked: asyncio.Future[Fork | Keep] | None = None
-    _turn: asyncio.Task[StopReason] | None = None
+    _turn: Turn = field(default_factory=Turn)
     _decided: int = -1
 
     # Acting
@@ -183,50 +183,25 @@ class Limb:
             work = session.proceed()
         else:
             work = session.prompt(text)
-        asked = self._asked = asyncio.get_running_loop().create_future()
         self.recorder.pause = self._pause
-        turn = self._turn = asyncio.create_task(work)
         self.standing = replace(self.standing, turning=True)
-        scope = asyncio.timeout(seconds)
         try:
-            async with scope:
-                await asyncio.wait({turn, asked}, return_when=asyncio.FIRST_COMPLETED)
-        except BaseException as error:
+            asked = await self._turn.until_asked(work, seconds)
+        except BaseException:
             await self._stop_turn()
-            if not isinstance(error, TimeoutError) or not scope.expired():
-                raise
-            raise AgentTimeoutError(f"the agent did not finish within {seconds:g} s") from None
-        if asked.done():
-            return asked.result()
-        self._turn = None
-        self.standing = replace(self.standing, turning=False)
-        turn.result()
-        return None
+            raise
+        if asked is None:
+            self.standing = replace(self.standing, turning=False)
+            self._turn.ended()
+        return asked
 
     async def _pause(self) -> None:
         """After a step: go on, or wait here for the checkpoint that ends this turn."""
-        asked = self._decide()
-        if asked is not None and self._asked is not None:
-            self._asked.set_result(asked)
-            await asyncio.Event().wait()
+        if (asked := self._decide()) is not None:
+            await self._turn.wait(asked)
 
     async def _stop_turn(self) -> None:
-        """End the agent's turn, if one runs or waits; what follows may free its sandbox."""
-        turn, self._turn, self._asked = self._turn, None, None  # so that it does not wait again
-        if turn is not None:
-            await uninterrupted(self._end_turn(turn))
-
-    async def _end_turn(self, turn: asyncio.Task[StopReason]) -> None:
-        turn.add_done_callback(_seen)
-        if not turn.done():
-            turn.cancel()
-
-            async def ended() -> None:
-                await asyncio.wait({turn})
-
-            await self.phases.clean("turn", ended)
-        if self.world is not None and self.world.session is not None:
-            await self.phases.clean("turn", self.world.session.cancel)
+        await self._turn.stop(self.phases, self.world.session if self.world else None)
 
     def seconds_left(self, stage: Stage | None = None) -> float:
         """Time that the agent has left on this path: for a stage, or for all of them."""
@@ -428,11 +403,6 @@ class Limb:
             if world.environment is not None:
                 await self.phases.clean("environment", world.environment.teardown)
             await self.phases.clean("sandbox", world.sandbox.teardown)
-
-
-def _seen(turn: asyncio.Task[StopReason]) -> None:
-    if not turn.cancelled():
-        turn.exception()  # whatever it was: the turn is of no use any more
 
 
 async def _score(reward: Reward, node: RolloutNode, ctx: Context, grove: Grove) -> VerifyResult:
