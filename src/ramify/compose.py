@@ -371,6 +371,8 @@ def sandbox_spec(
             raise UnsupportedError(
                 f"{task.task_id} names no image and `{provider}` needs one; give one with --image"
             )
+        if default_image is not None and not can.images:
+            raise UnsupportedError(f"`{provider}` runs no image; leave --image {default_image} out")
         return SandboxSpec(image=default_image, host_root=default_image is None, workdir="/app")
     spec = package.sandbox
     if can.host_root and package.host_root_ok:

@@ -101,6 +101,7 @@ def test_no_docker(ramify: CommandLine, tasks: Path, monkeypatch: pytest.MonkeyP
     assert said.code == 2
     assert "no Docker daemon at unix:///nowhere/docker.sock" in said.complaint
     assert "--sandbox local" in said.complaint
+    assert said.complaint.count("dev/docker-engine") == 1
 
 
 NO_NAMESPACES = """

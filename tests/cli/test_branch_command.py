@@ -81,3 +81,17 @@ def test_a_planner_may_answer_chains(ramify: CommandLine, tasks: Path, walk: Non
     assert said.code == 0, said.err
     assert "plan: tasks:alpha: 4 independent chains" in said.out
     assert "no branching is clearly better" in said.out
+
+
+def test_no_more_pilots_run_than_a_plan_needs(ramify: CommandLine, tasks: Path, walk: None) -> None:
+    command = ("run", tasks, *LOCAL, "--branch", "plan", "-n", "7", "-c", "7", "--out", "job")
+    said = ramify(*command)
+    assert said.code == 0, said.err
+    assert said.out.count("plan: tasks:alpha: ") == 1
+    grown = [
+        any(e["step"] and e["step"].get("branch_reason") == "pilot" for e in nodes)
+        for nodes in (ramify("tree", "job", r["rollout_id"], "--json").records
+                      for r in ramify("tree", "job", "--json").records)
+    ]  # fmt: skip
+    assert grown.count(True) == 4, "the others waited for the plan"
+    assert len(grown) == 7

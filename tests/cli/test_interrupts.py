@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -24,6 +25,12 @@ PROVIDERS = [
     pytest.param("docker", marks=pytest.mark.docker),
     "bare",
 ]
+
+WORLD = """
+[environment]
+name = "still"
+services = [{ name = "idle", command = "sleep 600", port = 4000, health = "tcp" }]
+"""
 
 
 @pytest.fixture
@@ -107,6 +114,33 @@ def test_while_tasks_are_checked(tmp_path: Path, witness: Witness) -> None:
     seconds, said = end(running, 1)
     assert running.returncode == 130, said
     assert seconds < 10
+    assert witness.left_after() == []
+
+
+@pytest.mark.namespaces
+@pytest.mark.parametrize("pause", [0.0, 0.3, 1.5])
+def test_twice_while_a_world_is_checked(tmp_path: Path, witness: Witness, pause: float) -> None:
+    """As a terminal does it: all processes of the foreground get the signals."""
+    manifest = tmp_path / "manifest.toml"
+    manifest.write_text(WORLD)
+    env = {"RAMIFY_HOME": str(witness.home)}
+    running = started(
+        "env", "check", manifest, "--image-free", env=env, cwd=tmp_path, start_new_session=True
+    )
+    while not any(
+        path.read_text() for path in Path(f"/proc/{running.pid}/task").glob("*/children")
+    ):
+        assert running.poll() is None
+        time.sleep(0.01)
+    time.sleep(pause)  # from the probe of the machine on, to the wait for a service
+    for _ in range(2):
+        os.killpg(running.pid, signal.SIGINT)
+        time.sleep(0.02)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130, said
+    told = [line for line in said.splitlines() if line]
+    assert told[0] == "interrupted: cleaning up (again to stop now)"
+    assert told[1:] in ([], ["ramify: interrupted"]), "nothing complains"
     assert witness.left_after() == []
 
 

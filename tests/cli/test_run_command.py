@@ -46,6 +46,10 @@ def test_again_and_nothing_runs_again(ramify: CommandLine, tasks: Path) -> None:
     assert Path("job/results.jsonl").read_bytes() == kept
     assert sum("lease" in str(e) for e in read_events(Path("job"))) == leases, "one ran again"
     assert "mean 1.000" in again.out
+    told = "all 4 rollouts were there already; nothing was run"
+    assert (told in first.out, told in again.out) == (False, True)
+    more = ramify("run", tasks, *BARE, "-n", "2", "--out", "job", "--fail-under", "0.5", "--json")
+    assert len(more.records) == 5, "what programs read stays as it is"
 
 
 def test_the_same_command_finds_its_own_directory(ramify: CommandLine, tasks: Path) -> None:

@@ -50,11 +50,14 @@ def test_names_of_tasks_are_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
 
 def test_waiting_is_shown_on_a_terminal_and_leaves_nothing() -> None:
     screen, pipe = io.StringIO(), io.StringIO()
-    with waiting(Console(file=screen, force_terminal=True, width=60), "importing") as now:
-        now("half done")
-    with waiting(Console(file=pipe), "importing") as now:
-        now("half done")
+    with waiting(Console(file=screen, force_terminal=True, width=60), "importing") as shown:
+        shown.now("half done")
+        shown.count(3, 40)
+    with waiting(Console(file=pipe), "importing") as shown:
+        shown.now("half done")
+        shown.count(3, 40)
     assert "importing" in screen.getvalue()
+    assert "importing: 3/40" in screen.getvalue()
     assert screen.getvalue().endswith("\x1b[2K"), "the line is cleared"
     assert pipe.getvalue() == ""
 

@@ -28,7 +28,7 @@ def test_it_is_told_until_the_tasks_are_checked(ramify: CommandLine, tasks: Path
     (tasks / "beta" / "instruction.md").write_text("Another task than alpha.\n")
     first = ramify("run", tasks, "-s", "bare", "--json")
     assert [line for line in first.err.splitlines() if NOTE in line] == [
-        f"note: 2 of 2 tasks were {NOTE}, at the default level: ramify tasks check {tasks}"
+        f"note: 2 of 2 tasks were {NOTE}, at the default level: ramify tasks check {tasks} -s bare"
     ]
     assert len(first.records) == 3, "standard output is JSON alone"
     remember(tasks, "alpha", "bare")

@@ -59,6 +59,18 @@ def test_it_branches_late_where_value_is_decided_late() -> None:
     assert width >= 3
     assert plan.roots >= 4
     assert f"{width} children after step 90" in plan.why
+    assert "from the start up to step 90 " in plan.why
+    assert "from step 90 on " in plan.why
+
+
+def test_what_is_before_the_first_step_is_told_apart() -> None:
+    rng = random.Random(5)
+    plan = plan_branches([grown(rng, (0.5, 1.0, 0.5), (0, 10, 20), 3) for _ in range(8)])
+    assert [level.place for level in plan.levels] == [0, 0, 10]
+    told = plan.why[plan.why.rindex("(") :]
+    assert told.startswith("(before the first step ")
+    assert "; from step 0 up to step 10 " in told
+    assert "; from step 10 on " in told
 
 
 @pytest.mark.parametrize("seed", range(5))

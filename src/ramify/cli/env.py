@@ -14,6 +14,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from ramify.cli.interrupts import to_its_end
 from ramify.cli.main import FAILED, INTERRUPTED
 from ramify.cli.present import console, seconds_text
 from ramify.cli.waiting import waiting
@@ -64,14 +65,13 @@ def check(manifest: Path, sandbox: str, task: str, image_free: bool, as_json: bo
     fails.
     """
     choice = WorldChoice(manifest, sandbox, task, image_free)
-    with asyncio.Runner() as runner:
-        return runner.run(_check(choice, as_json))
+    return to_its_end(_check(choice, as_json))
 
 
 async def _check(choice: WorldChoice, as_json: bool) -> int:
     out = console(stderr=as_json)
     failed = False
-    with waiting(out, "checking") as now:
+    with waiting(out, "checking") as shown:
         async with aclosing(check_world(choice)) as steps:
             async for step in steps:
                 failed = failed or step.status == "failed"
@@ -79,7 +79,7 @@ async def _check(choice: WorldChoice, as_json: bool) -> int:
                     click.echo(msgspec.json.encode(step).decode())
                 else:
                     _print_step(out, step)
-                now(f"checking; {step.name} is done")
+                shown.now(f"checking; {step.name} is done")
     return FAILED if failed else 0
 
 

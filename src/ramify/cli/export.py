@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
+import secrets
+import stat
 import sys
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 import msgspec
@@ -19,12 +22,34 @@ from ramify.kernel.schemes import SCHEMES
 from ramify.kernel.weights import WeightScheme
 
 
+@contextmanager
+def _whole(path: Path) -> Generator[IO[bytes]]:
+    """A file that gets its name when all of it is written; a failure leaves what was there.
+
+    What is no regular file (a pipe, a device) is written as it comes.
+    """
+    place = path.resolve()
+    if place.exists() and not place.is_file():
+        with place.open("wb") as target:
+            yield target
+        return
+    beside = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
+    try:
+        with beside.open("xb") as target:
+            if place.exists():
+                os.fchmod(target.fileno(), stat.S_IMODE(place.stat().st_mode))
+            yield target
+        beside.replace(place)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 @click.command("export")
 @job_argument
 @click.option("-f", "--format", "name", default="verifiers", show_default=True, metavar="NAME",
               help="Format of the records.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Where to write (default: standard output).")  # fmt: skip
+              help="Where to write (default, and -: standard output).")  # fmt: skip
 @click.option("--scored-only", is_flag=True, help="Leave out what was never scored.")
 @click.option("--weights", type=click.Choice([each.value for each in WeightScheme]),
               help="Weigh tokens that records share, so that none counts twice.")  # fmt: skip
@@ -60,8 +85,8 @@ def command(
         raise UnsupportedError(f"the format {name!r} has no --{unknown[0].replace('_', '-')}")
     records: Iterable[dict[str, Any]] = export(job, **options)
     count = 0
-    with ExitStack() as stack:
-        target = stack.enter_context(output.open("wb")) if output else sys.stdout.buffer
+    output = None if output is None or str(output) == "-" else output
+    with nullcontext(sys.stdout.buffer) if output is None else _whole(output) as target:
         for record in records:
             target.write(msgspec.json.encode(record) + b"\n")
             count += 1

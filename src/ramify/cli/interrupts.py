@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import click
 
 from ramify.cli.main import INTERRUPTED
 from ramify.engine.cancel import Cancellation
+
+_T = TypeVar("_T")
 
 _SECOND_INTERRUPT_SEC = 1.5
 """How long clean-up may still take after the second interrupt."""
@@ -33,3 +37,37 @@ def listen_for_interrupts(cancel: Cancellation, doing: str) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupt)
+
+
+def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run work on a loop of its own, which an interrupt ends in order, and a second one soon.
+
+    Without this a second interrupt is an exception in the midst of the loop, and whatever was being
+    closed (processes, connections) is torn down by the interpreter, with complaints.
+
+    Raises: KeyboardInterrupt when it was interrupted.
+    """
+    with asyncio.Runner() as runner:
+        try:
+            return runner.run(_interruptible(work))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+
+async def _interruptible(work: Coroutine[Any, Any, _T]) -> _T:
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work)
+    told = False
+
+    def interrupt() -> None:
+        nonlocal told
+        if told:
+            loop.call_later(_SECOND_INTERRUPT_SEC, os._exit, INTERRUPTED)
+            return
+        told = True
+        click.echo("\ninterrupted: cleaning up (again to stop now)", err=True)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    return await task

@@ -38,6 +38,8 @@ def task_options(function: _C) -> _C:
         ),
         click.option("-T", "taskset_option", multiple=True, metavar="KEY=VALUE",
                      help="Option of the taskset."),
+        click.option("--exclude", multiple=True, metavar="ID",
+                     help="All but this task; may be repeated."),
         click.option("--task-id", multiple=True, help="Only this task; may be repeated."),
         click.option("--limit", type=int, help="Only the first so many tasks."),
     ):  # fmt: skip

@@ -44,6 +44,19 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+SHOWN_ROWS = 200
+"""Rows of a table that nobody reads further; more of them take long to lay out."""
+
+
+def first_rows(
+    results: Iterable[RolloutResult], limit: int | None = SHOWN_ROWS
+) -> tuple[list[RolloutResult], int]:
+    """The first so many results by task and repeat, and how many are left out (None: none)."""
+    ordered = sorted(results, key=lambda r: (r.task_id, r.repeat))
+    shown = ordered[:limit]
+    return shown, len(ordered) - len(shown)
+
+
 def results_table(results: Sequence[RolloutResult], width: int = _WIDE) -> Table:
     """One row per rollout: task, outcome, reward, time split by phase, tokens, cost.
 

@@ -34,6 +34,7 @@ class Progress:
         live: redraw in place (a terminal), or print a line per finished rollout.
         job: set when the job is open; gives counts and the binding limit.
         limits: limit → what was said about it in each rollout whose agent it ended.
+        started: attempts that began; 0 where all was recorded before.
         told: results that were printed, a line each.
         repeats: whether a task is run more than once, so that its name says not which it is.
     """
@@ -44,6 +45,7 @@ class Progress:
     running: dict[str, tuple[Phase, float]] = field(default_factory=dict[str, tuple[Phase, float]])
 
     limits: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    started: int = 0
     told: int = 0
     repeats: bool = False
 
@@ -51,6 +53,7 @@ class Progress:
         """Note what a rollout is doing. Draws nothing: the view does, at its own pace."""
         match event:
             case LeaseEvent():
+                self.started += 1
                 now = asyncio.get_running_loop().time()
                 self.running[event.rollout_id] = (Phase.SETUP, now)
             case PhaseEvent(duration_sec=None) if event.rollout_id in self.running:

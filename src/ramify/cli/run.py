@@ -23,7 +23,14 @@ from ramify.cli.options import (
     task_options,
     tasks_argument,
 )
-from ramify.cli.present import console, error_lines, is_terminal, results_table, summary_lines
+from ramify.cli.present import (
+    console,
+    error_lines,
+    first_rows,
+    is_terminal,
+    results_table,
+    summary_lines,
+)
 from ramify.cli.progress import Progress
 from ramify.contracts.config import RolloutConfig, Sampling
 from ramify.contracts.errors import UsageError
@@ -102,6 +109,7 @@ def command(
     judge_option: tuple[str, ...],
     limit: int | None,
     task_id: tuple[str, ...],
+    exclude: tuple[str, ...],
     taskset_option: tuple[str, ...],
     sandbox: str,
     concurrency: int,
@@ -123,6 +131,7 @@ def command(
         fidelity=Fidelity(fidelity),
         limit=limit,
         task_ids=task_id,
+        exclude=exclude,
         shuffle=shuffle,
         concurrency=concurrency,
         seed=seed,
@@ -197,7 +206,7 @@ async def _run(
     if as_json:
         _print_json({"summary": summary, "path": str(path)})
     else:
-        _print_report(results, summary, progress.limits, path)
+        _print_report(results, summary, progress, path)
     return _exit_code(summary, cancel, least)
 
 
@@ -220,29 +229,35 @@ class _Unchecked:
     def tell(self, planned: int) -> None:
         """To standard error, where neither a table nor JSON is."""
         if self.count:
+            where = "" if self.sandbox == "local" else f" -s {self.sandbox}"
             were = "was" if self.count == 1 else "were"
             click.echo(
                 f"note: {self.count} of {planned} tasks {were} never checked on {self.sandbox}, so "
                 "their test scripts run without hardening, at the default level: ramify tasks "
-                f"check {shlex.quote(self.tasks)}",
+                f"check {shlex.quote(self.tasks)}{where}",
                 err=True,
             )
 
 
 def _print_report(
-    results: list[RolloutResult], summary: JobSummary, limits: dict[str, list[str]], path: Path
+    results: list[RolloutResult], summary: JobSummary, progress: Progress, path: Path
 ) -> None:
     out = console()
     out.print()
     if results:
-        out.print(results_table(results, out.width))
+        shown, left_out = first_rows(results)
+        out.print(results_table(shown, out.width))
+        if left_out:
+            out.print(f"... and {left_out} more: ramify tree {path} --all", soft_wrap=True)
         out.print()
     bound = [
         f"limit     {name} ended {len(told)} of the agents ({told[0][:300]})"
-        for name, told in sorted(limits.items())
+        for name, told in sorted(progress.limits.items())
     ]
     for line in [*error_lines(results), *bound, *summary_lines(summary)]:
         out.print(line, soft_wrap=True)
+    if summary.complete and not progress.started:
+        out.print(f"again     all {len(results)} rollouts were there already; nothing was run")
     out.print(f"run       {path}", soft_wrap=True)
 
 

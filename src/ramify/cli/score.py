@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
 import msgspec
 from rich.table import Table
 
+from ramify.cli.interrupts import to_its_end
 from ramify.cli.main import INFRASTRUCTURE
 from ramify.cli.options import is_run_directory, pairs, rubric_options
 from ramify.cli.present import (
@@ -85,13 +85,14 @@ def command(
         raise UsageError("--follow and --out go with --stream; scores of a RUN are kept below it")
     if rubric is not None and (sandbox is not None or isolation is not None):
         raise UsageError("--rubric scores records and makes no sandbox; leave it out to verify")
-    with asyncio.Runner() as runner:
+    with waiting(console(stderr=True), f"scoring {job}") as shown:
         if rubric is None:
-            again = score_job(job, tasks=tasks, sandbox=sandbox, options=options)
+            again = score_job(
+                job, tasks=tasks, sandbox=sandbox, options=options, scored=shown.count
+            )
         else:
-            again = score_records(job, rubric, tasks=tasks, options=options)
-        with waiting(console(stderr=True), f"scoring {job}"):
-            found = runner.run(again)
+            again = score_records(job, rubric, tasks=tasks, options=options, scored=shown.count)
+        found = to_its_end(again)
     if as_json:
         _print_json(found)
     elif rubric is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import msgspec
 from rich.table import Table
 
 from ramify import compose
+from ramify.cli.interrupts import to_its_end
 from ramify.cli.main import FAILED, USAGE
 from ramify.cli.options import judge_options, pairs, task_options, tasks_argument
 from ramify.cli.present import console, reward_text, seconds_text
@@ -29,13 +29,15 @@ def command() -> None:
 
 @command.command("list")
 @tasks_argument
+@click.option("-T", "taskset_option", multiple=True, metavar="KEY=VALUE",
+              help="Option of the taskset.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-def list_tasks(tasks: str, as_json: bool) -> int:
+def list_tasks(tasks: str, taskset_option: tuple[str, ...], as_json: bool) -> int:
     """List the tasks of TASKS; each is read and checked.
 
     A task that cannot be used is told in a line of its own; then the exit code is 2.
     """
-    found, problems = _read_all(compose.taskset(tasks))
+    found, problems = _read_all(compose.taskset(tasks, pairs(taskset_option, "-T")))
     for problem in problems:
         click.echo(f"ramify: {problem}", err=True)
     if as_json:
@@ -123,6 +125,7 @@ def check(
     judge_option: tuple[str, ...],
     limit: int | None,
     task_id: tuple[str, ...],
+    exclude: tuple[str, ...],
     taskset_option: tuple[str, ...],
     sandbox: str,
     concurrency: int,
@@ -139,17 +142,17 @@ def check(
     options = RunOptions(
         limit=limit,
         task_ids=task_id,
+        exclude=exclude,
         concurrency=concurrency,
         taskset_options=pairs(taskset_option, "-T"),
         judge_model=judge_model,
         judge_base_url=judge_base_url,
         judge_options=pairs(judge_option, "-J"),
     )
-    with asyncio.Runner() as runner:
-        code, fit = runner.run(_check(tasks, sandbox, repeats, options, as_json))
-        if attack and fit:
-            options = msgspec.structs.replace(options, task_ids=fit, limit=None)
-            code = max(code, runner.run(_attack(tasks, sandbox, options, as_json)))
+    code, fit = to_its_end(_check(tasks, sandbox, repeats, options, as_json))
+    if attack and fit:
+        options = msgspec.structs.replace(options, task_ids=fit, limit=None)
+        code = max(code, to_its_end(_attack(tasks, sandbox, options, as_json)))
     return code
 
 

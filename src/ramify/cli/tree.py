@@ -15,7 +15,14 @@ from rich.text import Text
 from rich.tree import Tree as View
 
 from ramify.cli.options import job_argument
-from ramify.cli.present import console, results_table, reward_text, seconds_text
+from ramify.cli.present import (
+    SHOWN_ROWS,
+    console,
+    first_rows,
+    results_table,
+    reward_text,
+    seconds_text,
+)
 from ramify.contracts.environment import WorldState
 from ramify.contracts.errors import ConfigError, UnknownNameError, UsageError
 from ramify.contracts.events import AnyEvent, WorldEvent
@@ -41,12 +48,17 @@ _DIGEST = re.compile(r"\b([a-z0-9]+:[0-9a-f]{12})[0-9a-f]{52}\b")
 @click.option("--estimator", type=click.Choice([each.value for each in Estimator]),
               default=Estimator.CHILD_MEAN.value, show_default=True,
               help="How the values of children become one.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+@click.option("--limit", type=click.IntRange(1), default=SHOWN_ROWS, show_default=True, metavar="N",
+              help="List so many rollouts at most.")  # fmt: skip
+@click.option("--all", "list_all", is_flag=True, help="List all rollouts, however many.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output, always of all.")
 def command(
     job: Path,
     rollout: str | None,
     pair: tuple[int, int] | None,
     estimator: str,
+    limit: int,
+    list_all: bool,
     as_json: bool,
 ) -> None:
     """Print the tree of one ROLLOUT of RUN with V ± SE; without one, list the rollouts."""
@@ -54,7 +66,7 @@ def command(
     if rollout is None:
         if pair is not None:
             raise UsageError("--diff compares two nodes of one rollout; name the ROLLOUT")
-        _list(results, as_json)
+        _list(results, None if list_all else limit, as_json)
         return
     if rollout not in results:
         raise UnknownNameError("rollout", rollout, results)
@@ -72,8 +84,8 @@ def command(
     console().print(_view(tree, results[rollout], values))
 
 
-def _list(results: dict[str, RolloutResult], as_json: bool) -> None:
-    ordered = sorted(results.values(), key=lambda r: (r.task_id, r.repeat))
+def _list(results: dict[str, RolloutResult], limit: int | None, as_json: bool) -> None:
+    ordered, left_out = first_rows(results.values(), None if as_json else limit)
     if as_json:
         for result in ordered:
             click.echo(msgspec.json.encode(result).decode())
@@ -85,6 +97,8 @@ def _list(results: dict[str, RolloutResult], as_json: bool) -> None:
         leaves = f", {result.leaves} leaves" if result.leaves > 1 else ""
         steps = "1 step" if result.steps == 1 else f"{result.steps} steps"
         out.print(f"{result.rollout_id}  {steps}{leaves}", soft_wrap=True)
+    if left_out:
+        out.print(f"... and {left_out} more; --all or --limit {len(results)} lists them")
 
 
 def _record(tree: Tree, node: int, value: Value) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ramify.contracts.agent import Agent
 from ramify.contracts.config import SkillMode
-from ramify.contracts.errors import UnsupportedError
+from ramify.contracts.errors import UnsupportedError, UsageError
 from ramify.contracts.sandbox import Capabilities, SandboxSpec
 from ramify.contracts.task import Task
 
@@ -46,6 +48,37 @@ def check_verifiers(task: Task, provider: str, can: Capabilities) -> None:
                 f"the verifier of {task.task_id} asks for network `{network.mode}`, which "
                 f"`{provider}` does not offer here"
             )
+
+
+def check_runner(task: Task, provider: str, can: Capabilities) -> None:
+    """Raise UnsupportedError when our own runner is to run its tests where nothing is isolated."""
+    package = task.package
+    if package is None or can.isolation != "none":
+        return
+    for settings in [step.verifier for step in package.steps] or [package.verifier]:
+        if settings.grading is not None and settings.grading.runner is not None:
+            raise UnsupportedError(
+                f"{task.task_id}: ramify.tests.runner: `{settings.grading.runner}` runs the tests "
+                f"as a user of their own, which `{provider}` cannot give; use --sandbox local or "
+                f"docker, or leave it out with --exclude {task.task_id}"
+            )
+
+
+def check_image(tasks: Sequence[Task], image: str) -> None:
+    """Raise UsageError when `--image` would be without effect on each of the tasks."""
+    packages = [task.package for task in tasks]
+    if None in packages or packages[0] is None:
+        return
+    spec, first = packages[0].sandbox, tasks[0].task_id
+    own = "its own Dockerfile" if spec.build is not None else f"the image {spec.image}"
+    where = "a Compose project" if spec.compose is not None else own
+    if spec.compose is None and spec.build is None and spec.image is None:
+        where = "the host's root"
+    others = f", and so do the other {len(tasks) - 1}" if len(tasks) > 1 else ""
+    raise UsageError(
+        f"--image {image} is for tasks that come without a directory; {first} says itself what it "
+        f"runs on ({where}){others}: leave --image out"
+    )
 
 
 def _check_root(task: Task, spec: SandboxSpec, provider: str, can: Capabilities) -> None:

@@ -31,6 +31,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
             where that is planned (4 of them pilots).
         limit: only the first so many tasks.
         task_ids: only these tasks, by canonical or item id.
+        exclude: all but these tasks; `limit` counts what is left.
         shuffle: start tasks in an order drawn from `seed`.
         sampler: makes the sequence of (task id, repeat) from the task ids, e.g. a TaskSampler with
             weights or a curriculum; in place of `repeats` and `shuffle`.
@@ -40,7 +41,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
             command, so that running it again finishes what is missing.
         max_cost_usd: what the whole job may cost; when it is spent, nothing new starts.
         max_retries: retries of an outcome that is never scored.
-        image: for tasks that come without a directory, and so name none.
+        image: for tasks that come without a directory, and so name none; refused where no
+            task is such, for it would be without effect.
         world: manifest of the world of tasks that name none.
         isolation: verify at this level; by default the one that `ramify tasks check` found, else
             `filesystem`.
@@ -66,6 +68,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     repeats: int | None = None
     limit: int | None = None
     task_ids: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     shuffle: bool = False
     sampler: Callable[[Sequence[str]], Iterable[tuple[str, int]]] | None = None
     concurrency: int = 4

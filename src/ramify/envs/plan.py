@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from ramify.engine.reading import Plan as PlanRecord
 from ramify.engine.redact import Redactor
 from ramify.engine.retry import RetryPolicy
 from ramify.engine.sampler import TaskSampler
-from ramify.envs.demands import check_agent, check_verifiers
+from ramify.envs.demands import check_agent, check_image, check_runner, check_verifiers
 from ramify.envs.options import RunOptions
 from ramify.envs.rubrics import (
     compares_siblings,
@@ -188,11 +189,15 @@ def _plan_tasks(
     """Each task by id, and the limits that cannot be enforced. Raises UsageError."""
     can = provider.capabilities()
     chosen = _choose(taskset, options)
+    if options.image is not None:
+        check_image(chosen, options.image)
     planned: dict[str, PlannedTask] = {}
     lacking: set[str] = set()
     for given in chosen:
         task = _as_run(given, actor, options)
         check_verifiers(task, provider.name, can)
+        if scorers.given is None and compose.grading(task).kind == "script":
+            check_runner(task, provider.name, can)
         wanted = compose.sandbox_spec(task, provider.name, can, options.image)
         spec, missing = compose.enforced(wanted, can)
         if options.branch is not None and can.snapshot == "live":
@@ -263,17 +268,14 @@ def _checked(slots: list[tuple[str, int]], known: Set[str]) -> list[tuple[str, i
 
 
 def _choose(taskset: Taskset, options: RunOptions) -> list[Task]:
-    if options.task_ids:
-        chosen = [taskset.get_task(task_id) for task_id in options.task_ids]
-    else:
-        chosen = list[Task]()
-        for task in taskset:
-            if options.limit is not None and len(chosen) >= options.limit:
-                break
-            chosen.append(task)
+    without = {taskset.get_task(task_id).task_id for task_id in options.exclude}
+    wanted = (taskset.get_task(i) for i in options.task_ids) if options.task_ids else taskset
+    kept = (task for task in wanted if task.task_id not in without)
+    chosen = list(islice(kept, options.limit))
     if not chosen:
-        raise ConfigError(f"the taskset {taskset.taskset_id} has no tasks")
-    return chosen[: options.limit]
+        left = " left: all are excluded" if without else ""
+        raise ConfigError(f"the taskset {taskset.taskset_id} has no tasks{left}")
+    return chosen
 
 
 def _isolation(task: Task, provider: SandboxProvider, options: RunOptions) -> IsolationLevel:
@@ -424,5 +426,10 @@ async def _git(*arguments: str) -> str | None:
     process = await asyncio.create_subprocess_exec(
         "git", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
     )
-    output, _ = await process.communicate()
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     return output.decode(errors="replace") if process.returncode == 0 else None

@@ -37,25 +37,39 @@ class PlannedBranches:
     roots: int
     observer: Observer
     clock: Clock
+    _running: dict[str, set[str]] = field(default_factory=lambda: defaultdict[str, set[str]](set))
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _before: _Before | None = None
     _pilots: dict[str, dict[str, Pilot]] = field(default_factory=dict[str, dict[str, Pilot]])
     _plans: dict[str, BranchPolicy | None] = field(default_factory=dict[str, "BranchPolicy | None"])
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def policy(self, item: WorkItem) -> BranchPolicy | None:
-        """The policy of a rollout that begins now: a pilot's, a planned one, or none (chains)."""
-        async with self._lock:
-            if item.task_id not in self._pilots:
-                if self._before is None:
-                    self._before = await asyncio.to_thread(_Before, self.job)
-                found = await asyncio.to_thread(self._before.pilots, item.task_id)
-                self._pilots[item.task_id] = found
-            pilots = self._pilots[item.task_id]
-            if len(pilots) < PILOTS:
-                return PilotTree()
-            if item.task_id not in self._plans:
-                self._plans[item.task_id] = self._decide(item, list(pilots.values()))
-            return self._plans[item.task_id]
+        """The policy of a rollout that begins now: a pilot's, a planned one, or none (chains).
+
+        No more pilots run than are lacking: the others wait for the plan, or for one of those to
+        end without having become a pilot. `ended` must be called for each that was given one.
+        """
+        while True:
+            async with self._lock:
+                pilots = await self._pilots_of(item.task_id)
+                if len(pilots) >= PILOTS:
+                    if item.task_id not in self._plans:
+                        self._plans[item.task_id] = self._decide(item, list(pilots.values()))
+                    return self._plans[item.task_id]
+                running = self._running[item.task_id]
+                if len(pilots) + len(running) < PILOTS:
+                    running.add(item.rollout_id)
+                    return PilotTree()
+                changed = self._changed
+            await changed.wait()
+
+    async def _pilots_of(self, task_id: str) -> dict[str, Pilot]:
+        if task_id not in self._pilots:
+            if self._before is None:
+                self._before = await asyncio.to_thread(_Before, self.job)
+            self._pilots[task_id] = await asyncio.to_thread(self._before.pilots, task_id)
+        return self._pilots[task_id]
 
     def _decide(self, item: WorkItem, pilots: list[Pilot]) -> BranchPolicy | None:
         plan = plan_branches(pilots, chains=max(self.roots - PILOTS, PILOTS))
@@ -65,10 +79,16 @@ class PlannedBranches:
         return AtSteps(dict(plan.branches), "plan") if plan.branches else None
 
     def finished(self, result: RolloutResult, tree: Tree) -> None:
-        """Take note of a rollout that has ended."""
+        """Take note of what a rollout came to."""
         if _is_pilot(result, tree):
             pilots = self._pilots.setdefault(result.task_id, {})
             pilots[result.rollout_id] = _as_pilot(result, tree)
+
+    def ended(self, item: WorkItem) -> None:
+        """An attempt runs no more, whatever it came to: those that wait look again."""
+        self._running[item.task_id].discard(item.rollout_id)
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 class _Before:

@@ -58,6 +58,7 @@ async def score_records(
     *,
     tasks: str | Path | Taskset | None = None,
     options: RunOptions | None = None,
+    scored: Callable[[int, int], None] | None = None,
 ) -> ScoreReport:
     """Score what was recorded of a job with `reward`, as it would be scored now.
 
@@ -72,6 +73,7 @@ async def score_records(
         tasks: where the tasks are; by default where the job found them. Where they are not found,
             a task is what was recorded of it: its prompt, and no answer.
         options: judge, resources, concurrency.
+        scored: told, as they are scored, how many of how many rollouts are.
 
     Raises:
         UsageError: the job has no results, or the reward cannot be loaded.
@@ -110,7 +112,7 @@ async def score_records(
         taskset = _taskset(tasks, record)
         work = _Scoring(job, reader, scorer, store, around, taskset, redactor)
         started = clock.monotonic()
-        after = await work.run(found, wanted.concurrency)
+        after = await work.run(found, wanted.concurrency, scored)
         wall = clock.monotonic() - started
     rollouts = [Rescored(found[key], after[key]) for key in found]
     return ScoreReport(
@@ -136,7 +138,10 @@ class _Scoring:
     unknown: set[str] = field(default_factory=set[str])
 
     async def run(
-        self, found: Mapping[str, RolloutResult], concurrency: int
+        self,
+        found: Mapping[str, RolloutResult],
+        concurrency: int,
+        told: Callable[[int, int], None] | None,
     ) -> dict[str, RolloutResult]:
         """Score all of them, those that are compared at once; the new results by rollout id."""
         groups: dict[str, list[RolloutResult]] = defaultdict(list)
@@ -148,6 +153,8 @@ class _Scoring:
             async with aclosing(executor.generate(groups.values())) as scored:
                 async for results in scored:
                     after.update({result.rollout_id: result for result in results})
+                    if told is not None:
+                        told(len(after), len(found))
         return dict(sorted(after.items()))
 
     async def _score(self, results: Sequence[RolloutResult]) -> list[RolloutResult]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ramify.contracts.task import IsolationLevel
 from ramify.engine.reading import read_job, read_results
 from ramify.engine.summary import JobSummary, summarise
 from ramify.envs.options import RunOptions
-from ramify.envs.run import JobReport, run
+from ramify.envs.run import JobReport, open_job
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ async def score_job(
     tasks: str | Path | None = None,
     sandbox: str | SandboxProvider | None = None,
     options: RunOptions | None = None,
+    scored: Callable[[int, int], None] | None = None,
 ) -> ScoreReport:
     """Verify the recorded final states of a job again.
 
@@ -72,6 +74,7 @@ async def score_job(
         tasks: where the tasks are; by default where the job found them.
         sandbox: where to verify; by default where the job ran.
         options: concurrency, retries, isolation.
+        scored: told, as they are scored again, how many of how many rollouts are.
 
     Raises:
         UsageError: the job has no results, or its tasks cannot be found.
@@ -108,12 +111,15 @@ async def score_job(
         shares_at_most=IsolationLevel.WORKDIR,
         out=job / "scores" / secrets.token_hex(4),
     )
-    report = await run(
-        place,
-        agent=compose.agent("recorded", {"run": str(job)}),
-        sandbox=provider,
-        options=wanted,
-    )
+    agent = compose.agent("recorded", {"run": str(job)})
+    async with open_job(place, agent=agent, sandbox=provider, options=wanted) as (scoring, path):
+        results: list[RolloutResult] = []
+        async with aclosing(scoring.stream()) as stream:
+            async for result in stream:
+                results.append(result)
+                if scored is not None:
+                    scored(len(results), len(slots))
+        report = JobReport(path, scoring.summary, results, scoring.metrics.report())
     after = {result.rollout_id: result for result in report.results}
     rollouts = [Rescored(found[key], after[key]) for key in sorted(found) if key in after]
     before = summarise((entry.before for entry in rollouts), len(rollouts))

@@ -68,8 +68,11 @@ class RolloutWorker:
         if self.planned is None:
             return self.redactor.clean(await run_rollout(plan, ctx))
         policy = await self.planned.policy(item)
-        result = await run_rollout(replace(plan, policy=policy), ctx)
-        self.planned.finished(result, plan.recorder.tree)
+        try:
+            result = await run_rollout(replace(plan, policy=policy), ctx)
+            self.planned.finished(result, plan.recorder.tree)
+        finally:
+            self.planned.ended(item)
         return self.redactor.clean(result)
 
     def prepare(self, item: WorkItem) -> tuple[RolloutPlan, Context]:

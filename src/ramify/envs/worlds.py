@@ -114,7 +114,8 @@ class _Stand:
         self.undo.push_async_callback(fleets.aclose)
         probe = await self.provider.probe()
         if not probe.ok:
-            raise UnsupportedError(f"sandbox `{choice.sandbox}`: {probe.detail}; {probe.remedy}")
+            why = "; ".join(filter(None, (probe.detail, probe.remedy)))
+            raise UnsupportedError(f"sandbox `{choice.sandbox}`: {why}")
         can = self.provider.capabilities()
         wanted = compose.sandbox_spec(self.task, choice.sandbox, can)
         spec, lacking = compose.enforced(wanted, can)

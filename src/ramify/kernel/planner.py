@@ -299,9 +299,9 @@ def _plan(
     whole = sum(level.variance for level in levels) or 1.0
     cost = sum(level.cost for level in levels)
     shares = "; ".join(
-        f"from step {level.place} on {level.variance / whole:.0%} of the variance arises, "
+        f"{where} {level.variance / whole:.0%} of the variance arises, "
         f"for {level.cost / cost:.0%} of the cost"
-        for level in levels
+        for where, level in zip(_stretches(levels), levels, strict=True)
     )
     if branches:
         places = ", ".join(f"{width} children after step {place}" for place, width in branches)
@@ -312,3 +312,16 @@ def _plan(
     else:
         answer = f"{roots} independent chains: no branching is clearly better"
     return BranchPlan(roots, branches, efficiency, doubt, levels, f"{answer} ({shares})")
+
+
+def _stretches(levels: Sequence[Level]) -> Iterator[str]:
+    """Where each level lies, in words: what is before the first branch belongs to the root."""
+    ends = [level.place for level in levels[1:]]
+    for n, (level, end) in enumerate(zip(levels, [*ends, None], strict=True)):
+        since = "from the start" if n == 0 else f"from step {level.place}"
+        if end is None:
+            yield f"{since} on"
+        elif n == 0 and end == 0:
+            yield "before the first step"
+        else:
+            yield f"{since} up to step {end}"

@@ -46,7 +46,7 @@ def _as_reward(found: object, place: str, judge_model: Model | None) -> Reward:
     if not inspect.isclass(found) and hasattr(found, "score"):
         return cast("Reward", found)
     if not callable(found):
-        raise ConfigError(f"is a {type(found).__name__}, not a reward", file=place)
+        raise ConfigError(f"is {_a(found)}, not a reward", file=place)
     parameters = set(inspect.signature(found).parameters)
     if not parameters <= {_JUDGE}:
         return FunctionReward(found)
@@ -54,8 +54,14 @@ def _as_reward(found: object, place: str, judge_model: Model | None) -> Reward:
     if hasattr(made, "score"):
         return cast("Reward", made)
     if not callable(made):
-        raise ConfigError(f"makes a {type(made).__name__}, not a reward", file=place)
+        raise ConfigError(f"makes {_a(made)}, not a reward", file=place)
     return FunctionReward(made)
+
+
+def _a(value: object) -> str:
+    """The name of its kind, with the article: `an int`."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _make(

@@ -87,7 +87,7 @@ class DockerProvider:
         try:
             daemon = await self._client.connect()
         except RamifyError as error:
-            return ProbeReport(False, "unavailable", str(error), "run dev/docker-engine")
+            return ProbeReport(False, "unavailable", str(error))  # it says what to do
         self._capabilities = _capabilities(daemon, self._client.address)
         detail = f"Docker {daemon.version} (API {daemon.api}) at {self._client.address}"
         if daemon.os != "linux":

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -66,8 +67,13 @@ async def probe() -> Machine:
         )
     finally:
         os.close(program)
-    async with asyncio.timeout(_START_SEC):
-        output, errors = await process.communicate()
+    try:
+        async with asyncio.timeout(_START_SEC):
+            output, errors = await process.communicate()
+    finally:  # left to itself it would be reaped by whoever comes first, and its watcher complains
+        if process.returncode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            await process.wait()
     if process.returncode != 0:
         raise SandboxStartError(f"the sandbox probe failed: {errors.decode(errors='replace')}")
     mode, user_map, detail, remedy = json.loads(output)
