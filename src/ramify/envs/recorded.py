@@ -29,7 +29,7 @@ from ramify.contracts.task import Task
 from ramify.contracts.tree import NodeStatus, Outcome, RolloutNode, Step
 from ramify.engine.reading import JobReader
 from ramify.engine.revisions import LeafScore, Revision
-from ramify.kernel.limb import Leaf
+from ramify.kernel.grove import Leaf
 from ramify.kernel.outcome import Verdict, classify
 from ramify.kernel.total import total
 from ramify.kernel.tree import Tree, tree_from_events

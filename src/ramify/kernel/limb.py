@@ -19,16 +19,14 @@ from ramify.contracts.environment import Forkable
 from ramify.contracts.errors import RewardFailedError
 from ramify.contracts.events import CheckpointEvent, Phase, WorldEvent
 from ramify.contracts.inside import WORLD_FILE
-from ramify.contracts.messages import Usage
 from ramify.contracts.metering import metering
 from ramify.contracts.plain import encoded
 from ramify.contracts.reward import Reward, RewardEvent, VerifyResult, pending_parts
 from ramify.contracts.tree import Fidelity, NodeStatus, Outcome, RolloutNode, Step, StepKind
 from ramify.kernel.cut import Cut, Standing, World, revive, take_cut, until_healthy
+from ramify.kernel.grove import Grove, Leaf
 from ramify.kernel.outcome import Verdict, classify
 from ramify.kernel.phases import Phases
-from ramify.kernel.places import Places
-from ramify.kernel.plan import RolloutPlan
 from ramify.kernel.policy import Fork, Keep, Point
 from ramify.kernel.recorder import TreeRecorder
 from ramify.kernel.stages import Stage, combined, of_step
@@ -38,45 +36,6 @@ _REWARD = "reward"
 """Name of the signal that is a leaf's return."""
 _NOT_ACTIONS = ("branch", "task")
 """Roles of steps that no agent took."""
-
-
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """How a path ended: its last node, what went wrong (if anything did), its score (if any)."""
-
-    node: int
-    verdict: Verdict | None
-    verified: VerifyResult | None
-
-    @property
-    def outcome(self) -> Outcome:
-        """The word on the leaf."""
-        return self.verdict.outcome if self.verdict else Outcome.SCORED
-
-
-@dataclass(slots=True)
-class Grove:
-    """What all limbs of one rollout share.
-
-    Attributes:
-        plan: what the rollout is made of.
-        places: how many limbs may be alive at once.
-        leaves: how each path ended.
-        spent: worlds that became checkpoints; their clean-up waits for the rollout's end.
-        cuts: checkpoints that are not discarded yet.
-        kept: those for later, by the place they were taken at.
-        artifacts: the rollout's directory.
-        graded: what models cost that scored it.
-    """
-
-    plan: RolloutPlan
-    places: Places
-    artifacts: Path
-    leaves: list[Leaf] = field(default_factory=list[Leaf])
-    spent: list[World] = field(default_factory=list[World])
-    cuts: list[Cut] = field(default_factory=list[Cut])
-    kept: list[tuple[Point, Cut]] = field(default_factory=list[tuple[Point, Cut]])
-    graded: Usage = Usage()
 
 
 @dataclass(slots=True)

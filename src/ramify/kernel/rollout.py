@@ -17,8 +17,9 @@ from ramify.contracts.context import Context
 from ramify.contracts.events import OutcomeEvent, Phase
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.reward import pending_parts
+from ramify.kernel.grove import Grove
 from ramify.kernel.grow import grow
-from ramify.kernel.limb import Grove, Limb
+from ramify.kernel.limb import Limb
 from ramify.kernel.outcome import classify
 from ramify.kernel.phases import Phases
 from ramify.kernel.places import Places

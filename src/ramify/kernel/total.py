@@ -8,7 +8,7 @@ from statistics import fmean
 
 from ramify.contracts.reward import VerifyResult, pending_parts
 from ramify.contracts.tree import Outcome
-from ramify.kernel.limb import Leaf
+from ramify.kernel.grove import Leaf
 from ramify.kernel.outcome import Verdict
 from ramify.kernel.stages import weakest
 from ramify.kernel.tree import Tree
