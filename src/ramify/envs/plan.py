@@ -27,7 +27,7 @@ from ramify.contracts.errors import ConfigError, UnknownNameError, UnsupportedEr
 from ramify.contracts.model import Model
 from ramify.contracts.reward import Described, Reward
 from ramify.contracts.sandbox import SandboxProvider, SandboxSpec
-from ramify.contracts.task import Hardening, IsolationLevel, ScriptProfile, Task, Taskset
+from ramify.contracts.task import Hardening, IsolationLevel, Task, Taskset
 from ramify.engine.job import JobPlan
 from ramify.engine.reading import JobRecord
 from ramify.engine.reading import Plan as PlanRecord
@@ -42,6 +42,8 @@ from ramify.envs.rubrics import (
     load_reward,
     scored_from_record,
 )
+from ramify.envs.specs import enforced, sandbox_spec
+from ramify.envs.strictness import is_checked, isolation_of, profile_of
 from ramify.envs.verifiers import Scorers, decided_by_script, judge_of
 
 
@@ -170,13 +172,8 @@ def _unchecked(
     return [
         key
         for key, one in planned.items()
-        if decided_by_script(one.task) and not _known(one.task, provider.name)
+        if decided_by_script(one.task) and not is_checked(one.task, provider.name)
     ]
-
-
-def _known(task: Task, provider: str) -> bool:
-    found = compose.remembered(task.package.digest, provider) if task.package else None
-    return found is not None and found.holds_for(provider)
 
 
 def _plan_tasks(
@@ -198,13 +195,13 @@ def _plan_tasks(
         check_verifiers(task, provider.name, can)
         if scorers.given is None and compose.grading(task).kind == "script":
             check_runner(task, provider.name, can)
-        wanted = compose.sandbox_spec(task, provider.name, can, options.image)
-        spec, missing = compose.enforced(wanted, can)
+        wanted = sandbox_spec(task, provider.name, can, options.image)
+        spec, missing = enforced(wanted, can)
         if options.branch is not None and can.snapshot == "live":
             spec = msgspec.structs.replace(spec, live=True)
         lacking.update(missing)
-        level = _isolation(task, provider, options)
-        profile = _profile(task, level, provider.name, options)
+        level = isolation_of(task, provider, options)
+        profile = profile_of(task, level, provider.name, options)
         rewards = scorers.of(task, level, profile)
         entry = PlannedTask(task, spec, level, profile.hardening, rewards)
         compares_siblings(task, entry.final)  # refuses what cannot be, before anything starts
@@ -276,60 +273,6 @@ def _choose(taskset: Taskset, options: RunOptions) -> list[Task]:
         left = " left: all are excluded" if without else ""
         raise ConfigError(f"the taskset {taskset.taskset_id} has no tasks{left}")
     return chosen
-
-
-def _isolation(task: Task, provider: SandboxProvider, options: RunOptions) -> IsolationLevel:
-    """The caller's level, else the task's, else what was found, else `filesystem`.
-
-    What was found with another provider counts: it is about what the tests look at.
-
-    The services of a Compose project live on beside a frozen file system, as they are part of what
-    the tests may ask; at stricter levels they are fresh. A separate verifier is the level
-    `outputs`. Where nothing can be frozen (`bare`), a level nobody asked for by name becomes
-    `live`, as it is for a task in a world, whose services the tests ask; the record of each reward
-    says so.
-    """
-    package = task.package
-    if package is None:
-        return IsolationLevel.LIVE
-    if package.verifier.separate:
-        return IsolationLevel.OUTPUTS
-    freezes = provider.capabilities().snapshot != "none"
-    if options.isolation is not None:
-        if options.isolation is IsolationLevel.FILESYSTEM and not freezes:
-            raise UnsupportedError(
-                "this sandbox cannot freeze a file system, so it cannot verify at level "
-                "`filesystem`; choose another --isolation or another --sandbox"
-            )
-        return options.isolation
-    found = compose.remembered(package.digest, provider.name)
-    level = package.verifier.isolation or (found.level if found else None)
-    alive = package.world is not None
-    level = level or (IsolationLevel.LIVE if alive else IsolationLevel.FILESYSTEM)
-    if options.shares_at_most is not None:
-        level = min(level, options.shares_at_most, key=list(IsolationLevel).index)
-    return level if freezes or level is not IsolationLevel.FILESYSTEM else IsolationLevel.LIVE
-
-
-def _profile(
-    task: Task, level: IsolationLevel, provider: str, options: RunOptions
-) -> ScriptProfile:
-    """The caller's, else what was found at this level with this provider, whose images may hold
-    other tools than another's; a stricter one could break honest work."""
-    if options.hardening is not None:
-        why = "" if options.hardening is Hardening.ISOLATED else "asked for"
-        return ScriptProfile(options.hardening, why)
-    found = compose.remembered(task.package.digest, provider) if task.package else None
-    if found is None:
-        return ScriptProfile()
-    if not found.holds_for(provider):
-        why = f"checked on `{found.provider}`, not on `{provider}`: run `ramify tasks check`"
-        return ScriptProfile(why=why)
-    if found.level is not level:
-        return ScriptProfile(why=f"not checked at level {level.value}")
-    if found.hardening is Hardening.ISOLATED:
-        return ScriptProfile(found.hardening, "")
-    return ScriptProfile(why="`ramify tasks check` found no stricter one")
 
 
 def _config(

@@ -25,6 +25,7 @@ from ramify.contracts.sandbox import Sandbox, SandboxImage, SandboxProvider, San
 from ramify.contracts.task import Task, TaskPackage
 from ramify.engine.cancel import Cancellation
 from ramify.engine.clock import SystemClock
+from ramify.envs.specs import enforced, sandbox_spec
 from ramify.kernel.cut import until_healthy
 from ramify.kernel.recorder import TreeRecorder
 
@@ -117,8 +118,8 @@ class _Stand:
             why = "; ".join(filter(None, (probe.detail, probe.remedy)))
             raise UnsupportedError(f"sandbox `{choice.sandbox}`: {why}")
         can = self.provider.capabilities()
-        wanted = compose.sandbox_spec(self.task, choice.sandbox, can)
-        spec, lacking = compose.enforced(wanted, can)
+        wanted = sandbox_spec(self.task, choice.sandbox, can)
+        spec, lacking = enforced(wanted, can)
         self.spec = msgspec.structs.replace(spec, live=can.snapshot == "live")
         selected = [f"{key}={value}" for key, value in self.spec.env.items()]
         return ", ".join([*selected, *(f"{name} is not limited here" for name in lacking)])

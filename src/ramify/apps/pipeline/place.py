@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from ramify import compose
 from ramify.apps.pipeline.git import GitDirs
 from ramify.apps.pipeline.layout import RunDirectory, redirects
 from ramify.apps.pipeline.records import NetworkWish, PipelineSpec, StepSpec
@@ -25,6 +24,7 @@ from ramify.contracts.sandbox import (
     SandboxProvider,
     SandboxSpec,
 )
+from ramify.envs.specs import enforced
 
 DEFAULT_IMAGE = "debian:bookworm-slim"
 HOST = "host"
@@ -149,7 +149,7 @@ def sandbox_spec(
         mounts=(*ground.run.mounts(cache), *_repository(spec, ground)),
         read_only=True,
     )
-    kept, lacking = compose.enforced(made, can)
+    kept, lacking = enforced(made, can)
     if lacking:
         raise UnsupportedError(
             f"the {provider.name} sandbox cannot limit {', '.join(lacking)} here; "
