@@ -345,7 +345,7 @@ async def test_a_rubric_may_ask_a_judge(tmp_path: Path) -> None:
 
 BAD = {
     "not there": ("nothing", ConfigError, "there is no 'nothing' in it"),
-    "not a reward": ("number", ConfigError, "is a int, not a reward"),
+    "not a reward": ("number", ConfigError, "is an int, not a reward"),
 }
 
 
