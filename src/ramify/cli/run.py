@@ -44,6 +44,13 @@ from ramify.envs.options import RunOptions
 from ramify.envs.run import UNCHECKED, open_job
 
 
+def _finite(_ctx: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    """Checks a number that was given. Raises UsageError: it is none."""
+    if value is not None and not math.isfinite(value):
+        raise UsageError(f"--fail-under must be a finite number, not {value}")
+    return value
+
+
 @click.command("run")
 @tasks_argument
 @click.option("-a", "--agent", default="oracle", show_default=True, metavar="NAME",
@@ -72,7 +79,12 @@ from ramify.envs.run import UNCHECKED, open_job
 @click.option("--timeout", type=float, help="Seconds for the agent, at most.")
 @click.option("--timeout-multiplier", default=1.0, show_default=True,
               help="Scales the tasks' own timeouts.")  # fmt: skip
-@click.option("--fail-under", type=float, help="Exit with 1 if the mean reward is below this.")
+@click.option(
+    "--fail-under",
+    type=float,
+    callback=_finite,
+    help="Exit with 1 if the mean reward is below this.",
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR",
               help="Run directory (default: runs/<taskset>-<agent>-<hash>).")  # fmt: skip
 @rubric_options
@@ -123,8 +135,6 @@ def command(
     Exit code: 0 success, 1 a rollout could not be scored or --fail-under, 2 configuration,
     3 infrastructure, 130 interrupted.
     """
-    if fail_under is not None and not math.isfinite(fail_under):
-        raise UsageError(f"--fail-under must be a finite number, not {fail_under}")
     options = RunOptions(
         repeats=repeats,
         branch=branch,
