@@ -283,7 +283,8 @@ async def test_a_job_branches_in_a_shared_fleet(tmp_path: Path) -> None:
     )
     for result in report.results:
         assert (result.outcome, result.reward, result.error) == (Outcome.SCORED, 1.0, None)
-        assert result.leaves == 2
+        events = (tmp_path / "job" / "events-1.jsonl").read_text().splitlines()
+        assert (result.leaves, result.dropped) == (2, 0), [e for e in events if '"log"' in e]
     (book,) = (tmp_path / "job").glob("worlds/fleet-*/accounts.json")
     held = json.loads(book.read_text())["leases"].values()
     assert [lease["expires_at"] for lease in held] == [0.0] * len(held)

@@ -13,7 +13,7 @@ from branch_parts import PathReward, Play, WalkAgent, WalkWorld
 
 from ramify.contracts.context import Context
 from ramify.contracts.errors import EnvironmentFailed, InvalidRewardError, SandboxStartError
-from ramify.contracts.events import CheckpointEvent, WorldEvent
+from ramify.contracts.events import CheckpointEvent, LogEvent, WorldEvent
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.tree import Fidelity, NodeStatus, Outcome
 from ramify.kernel.outline import leaf_returns
@@ -144,6 +144,9 @@ def test_a_child_that_the_world_fails_is_made_again(tmp_path: Path, seed: int) -
     assert (result.outcome, result.leaves, result.dropped) == (Outcome.SCORED, 4, 1)
     failed = [n for n in it.tree.leaves() if it.tree.status(n) is NodeStatus.ENV_ERROR]
     assert len(failed) == 1, "the tree shows it, and the value leaves it out"
+    (said,) = [e for e in it.observer.events if isinstance(e, LogEvent)]
+    assert said.fields["node"] == failed[0]
+    assert "mail did not start" in said.fields["message"]
     assert result.reward == 2.0
     nothing_left(it)
 

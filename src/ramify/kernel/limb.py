@@ -17,7 +17,7 @@ from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.context import Context
 from ramify.contracts.environment import Forkable
 from ramify.contracts.errors import RewardFailedError
-from ramify.contracts.events import CheckpointEvent, Phase, WorldEvent
+from ramify.contracts.events import CheckpointEvent, LogEvent, Phase, WorldEvent
 from ramify.contracts.inside import WORLD_FILE
 from ramify.contracts.metering import metering
 from ramify.contracts.plain import encoded
@@ -344,6 +344,12 @@ class Limb:
             self.recorder.reward(RewardEvent(_REWARD, self.grove.plan.minimum_reward))
         self.recorder.settle(NodeStatus(leaf.outcome.value))
         self.grove.leaves.append(leaf)
+        if self.origin is not None and self.verdict is not None:
+            # The result says one error; of a tree, each path may have its own.
+            error, ctx = self.verdict.error, self.ctx
+            fields = {"node": leaf.node, "code": error.code, "message": error.message}
+            event = LogEvent(ctx.rollout_id, ctx.clock.now(), "warning", "a path failed", fields)
+            ctx.observer.emit(event)
 
     @property
     def outcome(self) -> Outcome:
