@@ -7,8 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 SANDBOX ?= local
 AGENT ?= oracle
-# Tests mostly wait, so two at a time pay on one core too; more than four only crowd the daemon.
-WORKERS ?= $(shell n=$$(nproc); echo $$((n < 2 ? 2 : n > 4 ? 4 : n)))
+# Tests mostly wait, so there are two per core; more than four only crowd the daemon.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 2 ? 2 : 4)))
 BIN := $(VENV)/bin
 # Nothing is isolated on bare, where our own test runner refuses to work.
 WITHOUT := $(if $(filter bare,$(SANDBOX)),--exclude merge-intervals)

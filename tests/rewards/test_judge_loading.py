@@ -62,7 +62,7 @@ def test_what_it_may_be(name: str, kind: type) -> None:
         ("no/such/file.py:x", ConfigError, "there is no such file"),
         (f"{HERE}:nothing", ConfigError, "there is no 'nothing' in it"),
         (f"{HERE}:HERE", ConfigError, "is a str, not a reward"),
-        (f"{HERE}:wrong", ConfigError, "makes a int, not a reward"),
+        (f"{HERE}:wrong", ConfigError, "makes an int, not a reward"),
         (f"{HERE}:Rubric", ConfigError, "Rubric is a class; give an object of it"),
         (f"{HERE}:judged", UsageError, "--judge-model"),
     ],

@@ -30,12 +30,18 @@ from ramify.testing.sandbox_peers import (
     through_proxy,
 )
 
-PORT = 18765
 BLOB = hashlib.shake_256(b"network").digest(2 * MIB)
 
 
 def _with_network(bench: SandboxBench, mode: NetworkMode, *allowed: str) -> SandboxSpec:
     return msgspec.structs.replace(bench.spec, network=NetworkPolicy(mode, allowed))
+
+
+def _free_port() -> int:
+    """A port on which nothing listens here: some sandboxes share the host's network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _own_address() -> str:
@@ -105,21 +111,23 @@ def _network_namespace() -> str:
 @check("network.none")
 async def _loopback_works(bench: SandboxBench) -> None:
     """Loopback inside the sandbox always works, between programs of the inside."""
+    port = _free_port()
     async with bench.sandbox(_with_network(bench, NetworkMode.NONE)) as sandbox:
-        async with server_inside(sandbox, PORT, "inside:"):
-            result = await connect_inside(sandbox, PORT, b"hello")
+        async with server_inside(sandbox, port, "inside:"):
+            result = await connect_inside(sandbox, port, b"hello")
             equal((result.exit_code, result.stdout), (0, b"inside:hello"), "answer")
 
 
 @check("isolation")
 async def _same_port_in_two_sandboxes(bench: SandboxBench) -> None:
     """Two sandboxes can both listen on the same port."""
+    port = _free_port()
     async with bench.sandbox() as one, bench.sandbox() as two:
-        async with server_inside(one, PORT, "one:"), server_inside(two, PORT, "two:"):
+        async with server_inside(one, port, "one:"), server_inside(two, port, "two:"):
             for sandbox, name in ((one, b"one:"), (two, b"two:")):
-                result = await connect_inside(sandbox, PORT, b"x")
+                result = await connect_inside(sandbox, port, b"x")
                 equal(result.stdout, name + b"x", "answer")
-            ends = [await sandbox.expose_port(PORT) for sandbox in (one, two)]
+            ends = [await sandbox.expose_port(port) for sandbox in (one, two)]
             equal([await ask(end, b"") for end in ends], [b"one:", b"two:"], "from the host")
 
 
@@ -215,9 +223,10 @@ async def _failing_handler_is_contained(bench: SandboxBench) -> None:
 @check()
 async def _expose_port_carries_both_ways(bench: SandboxBench) -> None:
     """expose_port: connections to the address reach the port inside; half-close is carried."""
+    port = _free_port()
     async with bench.sandbox() as sandbox:
-        async with server_inside(sandbox, PORT, "got:"):
-            endpoint = await sandbox.expose_port(PORT)
+        async with server_inside(sandbox, port, "got:"):
+            endpoint = await sandbox.expose_port(port)
             require(await ask(endpoint, BLOB) == b"got:" + BLOB, "2 MiB must come back unchanged")
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(ask(endpoint, b"%d" % n)) for n in range(8)]
@@ -227,11 +236,12 @@ async def _expose_port_carries_both_ways(bench: SandboxBench) -> None:
 @check()
 async def _expose_port_before_the_server(bench: SandboxBench) -> None:
     """expose_port: the address stays until teardown, whether or not something listens yet."""
+    port = _free_port()
     async with bench.sandbox() as sandbox:
-        endpoint = await sandbox.expose_port(PORT)
+        endpoint = await sandbox.expose_port(port)
         with suppress(ConnectionError):  # a refused connection is as good an answer
             equal(await ask(endpoint, b"early"), b"", "answer while nothing listens")
-        async with server_inside(sandbox, PORT, "late:"):
+        async with server_inside(sandbox, port, "late:"):
             equal(await ask(endpoint, b"x"), b"late:x", "answer once something listens")
     try:
         answer = await ask(endpoint, b"x")
