@@ -23,8 +23,8 @@ from math import sqrt
 from statistics import fmean, stdev
 
 from ramify.kernel.intervals import (
+    Clustered,
     Mean,
-    clustered_mean,
     mean_of,
     paired_difference,
     value_interval,
@@ -70,7 +70,13 @@ def share(rng: random.Random) -> Both:
 
 def job(rng: random.Random) -> Both:
     tasks = [[task + rng.gauss(0, 1) for _ in range(4)] for task in _tasks(rng, 24)]
-    return clustered_mean(tasks).interval(), mean_of([x for task in tasks for x in task]).interval()
+    clustered = Clustered()
+    for number, task in enumerate(tasks):
+        for score in task:
+            clustered.add(str(number), score)
+    found = clustered.estimate()
+    whole = mean_of([x for task in tasks for x in task])
+    return found.interval() if found else None, whole.interval()
 
 
 def difference(rng: random.Random) -> Both:
