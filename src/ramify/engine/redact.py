@@ -123,9 +123,8 @@ class Redactor:
             return self._clean_container(value, depth - 1) if depth else TOO_DEEP
         try:
             text = str(value)
-        except Exception:
-            text = shown(value)
-            return self.text(text)
+        except Exception:  # a `__str__` of somebody else's; what is recorded is its type, redacted
+            return self.text(shown(value))
         redacted = self.text(text)
         return value if redacted == text else redacted
 

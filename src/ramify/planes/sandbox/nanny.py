@@ -226,7 +226,7 @@ def _start_command(command: Command) -> tuple[int, bytes]:
             return _spawn_command(command), b""
         except _CannotStartError as error:
             return 0, f"{error.args[0]} {error.args[1]}".encode()[:4000]
-        except NotImplementedError:  # a C library that cannot start sessions so
+        except NotImplementedError:  # a C library that cannot start sessions so: fork, below
             pass
         except OSError as error:
             return 0, f"{CANNOT_RUN} {error.strerror}".encode()[:4000]
