@@ -123,7 +123,7 @@ class Redactor:
             return self._clean_container(value, depth - 1) if depth else TOO_DEEP
         try:
             text = str(value)
-        except Exception:  # a `__str__` of somebody else's; what is recorded is its type, redacted
+        except Exception:  # a `__str__` of somebody else's fails: its repr stands for it
             return self.text(shown(value))
         redacted = self.text(text)
         return value if redacted == text else redacted
