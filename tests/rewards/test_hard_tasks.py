@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
-from verifier_stand import Room, rollout, shell
+import rooms
+from verifier_stand import rollout, shell
 
 from ramify.contracts.errors import ConfigError, InvalidRewardError
-from ramify.contracts.sandbox import SandboxSpec
 from ramify.contracts.task import IsolationLevel, Task, TaskPackage, TestGrading
 from ramify.planes.agent.nop import NopAgent
 from ramify.planes.agent.oracle import OracleAgent
 from ramify.planes.reward.native.canaries import make_canaries
 from ramify.planes.reward.native.expected import expected_tests, files_of_tests
-from ramify.planes.sandbox.local import LocalProvider
 from ramify.tasks.package import read_task
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tasks" / "merge-intervals"
 TOML = (EXAMPLE / "task.toml").read_text()
 TABLE = '[ramify.tests]\nrunner = "unittest"\n'
 in_sandbox = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def room(namespaces_problem: str | None, ramify_home: Path) -> AsyncIterator[Room | None]:
-    if namespaces_problem is not None:
-        yield None  # the mark skips each test, or fails it on CI
-        return
-    provider = LocalProvider()
-    try:
-        yield Room(provider, SandboxSpec(host_root=True, workdir="/app"))
-    finally:
-        await provider.aclose()
+room = rooms.local_room
 
 
 def example(tmp_path: Path, table: str = TABLE, script: str = "") -> TaskPackage:
