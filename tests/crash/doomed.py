@@ -3,8 +3,8 @@
 python doomed.py SANDBOX OUT [PHASE NTH DELAY_MS]    kill -9 of the engine itself
 python doomed.py SANDBOX OUT part PHASE NTH WHAT     kill -9 of its spawner or a supervisor
 
-Prints the ids of the rollouts that it finished, sorted. With DOOMED_BRANCH set, rollouts branch as
-it says, and follow a script instead of the reference solution.
+Prints the ids of the rollouts that it finished, sorted. Each task runs DOOMED_REPEATS times; with
+DOOMED_BRANCH, rollouts branch as it says, and follow a script, not the reference solution.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from ramify.envs.options import RunOptions
 from ramify.envs.run import open_job
 
 TASKS = Path(__file__).parent / "tasks"
-REPEATS = 3
 
 
 @dataclass
@@ -119,11 +118,11 @@ PARTS = {"spawner": kill_spawner, "supervisor": kill_supervisor, "container": ki
 
 
 async def main(sandbox: str, out: Path, observers: list[Observer]) -> None:
-    branch = os.environ.get("DOOMED_BRANCH")
+    branch = os.environ.get("DOOMED_BRANCH") or None
     script = {"path": str(Path(__file__).with_name("walk.txt"))}
     options = RunOptions(
         out=out,
-        repeats=REPEATS,
+        repeats=int(os.environ["DOOMED_REPEATS"]),
         concurrency=4,
         branch=branch,
         agent_options=script if branch else {},

@@ -328,3 +328,25 @@ async def test_steps_run_as_the_owner_of_the_repository(name: str, tmp_path: Pat
     assert (run_directory(response) / "build/x").stat().st_uid == 1234
     kinds = {(v.path, v.kind) for v in wrote.write_violations}
     assert kinds == {("README.md", "mode"), ("docs", "mode")}
+
+
+@pytest.mark.namespaces
+async def test_no_draft_of_a_manifest_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is killed while the manifest goes to the disk leaves nothing that looks like one."""
+    seen: list[list[str]] = []
+    runs, to_disk = tmp_path / "artifacts" / "runs", os.fsync
+
+    def look(descriptor: int) -> None:
+        seen.extend(sorted(os.listdir(run)) for run in runs.iterdir())
+        to_disk(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    async with provider_of("local") as provider:
+        response = await verify(
+            provider, make_repository(tmp_path), PipelineSpec((StepSpec("one", "true"),))
+        )
+    assert response.status == "PASS"
+    found = [[name for name in names if "manifest" in name] for names in seen]
+    assert found == [[], ["manifest.json"]], "the draft is synced, then the directory"

@@ -154,10 +154,14 @@ def masked(reports: tuple[StepReport, ...], masker: Masker) -> tuple[StepReport,
     )
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write manifest.json: whole or not at all, and on the disk. Blocks; raises OSError."""
+def write_manifest(directory: Path, work: Path, manifest: Manifest) -> None:
+    """Write manifest.json: whole or not at all, and on the disk. Blocks; raises OSError.
+
+    The draft lies in `work`, on the same file system: what is killed meanwhile leaves nothing that
+    looks like a manifest, and `work` goes with the rest of it.
+    """
     data = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-    fresh = directory / f".{MANIFEST}"
+    fresh = work / MANIFEST
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with os.fdopen(os.open(fresh, flags, 0o644), "wb") as file:

@@ -332,7 +332,8 @@ class _Run:
         facts = self._facts()
         reports = masked(tuple(self.steps.reports), self.masker)
         manifest = manifest_of(facts, verdict, reports)
-        await asyncio.to_thread(write_manifest, self.directory.path, manifest)
+        directory = self.directory
+        await asyncio.to_thread(write_manifest, directory.path, directory.work, manifest)
         message = self.masker.text(verdict.message)
         self.tell.run_ended(manifest.status, message)
         return response_of(manifest, message, kept)
