@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ramify.apps.pipeline.records import Retention
-from ramify.apps.pipeline.removal import in_use
+from ramify.contracts.removal import in_use
 from ramify.apps.pipeline.retention import Swept, belongs_to, sweep
 
 NOW = 1_700_000_000.0
@@ -100,7 +100,7 @@ def test_a_running_run_is_never_taken(tmp_path: Path) -> None:
     run = make_run(tmp_path, "going", 9000, finished=False)
     code = (
         "import sys; from pathlib import Path\n"
-        "from ramify.apps.pipeline.removal import in_use\n"
+        "from ramify.contracts.removal import in_use\n"
         "with in_use(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(

@@ -243,11 +243,13 @@ async def test_a_declared_directory_crosses_without_links_and_replaces_the_given
 async def test_nothing_is_left_on_the_host_but_artifacts(tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setenv("RAMIFY_HOME", str(tmp_path / "home"))
     stand = Stand(tmp_path)
     files = await stand.open()
     files.write("/app/answer.txt", "42")
     await stand.score(IsolationLevel.OUTPUTS)
-    assert list((tmp_path / "tmp").iterdir()) == []
+    for place in ("tmp", "home/tmp"):
+        assert list((tmp_path / place).iterdir()) == []
     call = next(c for c in stand.provider.made[-1].calls if "test.sh" in c.command)
     assert call.user == "root"
 

@@ -116,7 +116,7 @@ async def test_nothing_inside_writes_to_them(
     assert result.reward == 1.0
     assert result.details["hardening"]["tests"] == "read-only"
     assert said(tmp_path) == '{"world": "answers"}'
-    assert not list((tmp_path / "artifacts").glob(".scratch-*"))
+    assert not list((tmp_path / "artifacts").glob(".ramify-*"))
     assert (tmp_path / "task/tests/test.sh").read_text() == TRIES
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
@@ -19,6 +18,7 @@ from ramify.cli.interrupts import listen_for_interrupts
 from ramify.cli.main import FAILED, INTERRUPTED
 from ramify.cli.present import console, grading_lines, metrics_table
 from ramify.contracts.errors import ConfigError
+from ramify.contracts.scratch import Scratch
 from ramify.edges.inbound.trajectories import TrajectoryReader
 from ramify.engine.cancel import Cancellation
 from ramify.engine.clock import SystemClock
@@ -83,9 +83,9 @@ async def _watch(
         reader = TrajectoryReader(compose.taskset(tasks) if tasks else None)
         # What is scored has ended; its scope is not that of the stream.
         around = Surroundings(clock, Cancellation(), FanOut([LoggingObserver()]))
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ramify-score-"))
+        folder = await stack.enter_async_context(Scratch())
         reward = load_reward(rubric, judge)
-        monitor = Monitor(reader.read, reward, around, Path(folder), options.concurrency)
+        monitor = Monitor(reader.read, reward, around, folder, options.concurrency)
         lines = await stack.enter_async_context(aclosing(tail(stream, cancel, follow=follow)))
         target = stack.enter_context(_open(out)) if out else sys.stdout.buffer
         scored = await stack.enter_async_context(aclosing(monitor.watch(lines)))

@@ -7,7 +7,6 @@ agents that were seen to cheat; none of it knows anything about the task.
 from __future__ import annotations
 
 import shlex
-import tempfile
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
@@ -17,6 +16,7 @@ import msgspec
 from ramify import compose
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.sandbox import SandboxProvider
+from ramify.contracts.scratch import Scratch
 from ramify.contracts.task import Task, Taskset
 from ramify.contracts.tree import Outcome
 from ramify.envs.leak_probe import Leaks, search_copies
@@ -193,7 +193,7 @@ async def attack_tasks(
             if isinstance(tasks, str | Path)
             else tasks
         )
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ramify-attack-")))
+        scratch = await stack.enter_async_context(Scratch())
         for name, exploit in EXPLOITS.items():
             how = msgspec.structs.replace(wanted, out=scratch / name, repeats=1, agent_options={})
             line = shlex.join(["sh", "-c", exploit.script + _OVER])

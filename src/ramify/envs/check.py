@@ -17,6 +17,7 @@ import msgspec
 from ramify import compose
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.sandbox import Capabilities, SandboxProvider
+from ramify.contracts.scratch import Scratch
 from ramify.contracts.task import Hardening, IsolationLevel, Task, TaskPackage, Taskset
 from ramify.envs.options import RunOptions
 from ramify.envs.run import open_job
@@ -91,7 +92,7 @@ async def check_tasks(
         if provider is not sandbox:
             stack.push_async_callback(provider.aclose)
         wanted = options or RunOptions()
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ramify-check-")))
+        scratch = await stack.enter_async_context(Scratch())
         checker = _Checker(tasks, provider, wanted, repeats, scratch)
         async with aclosing(checker.run()) as found:
             async for check in found:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import posixpath
 import secrets
-import tempfile
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -26,6 +25,7 @@ from ramify.contracts.errors import TransferLimitError
 from ramify.contracts.inside import inside
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.sandbox import MIB, Sandbox, SandboxProvider, TransferLimits
+from ramify.contracts.scratch import Scratch
 from ramify.contracts.task import Taskset
 from ramify.contracts.tree import Step
 from ramify.envs.leaks import Document, Texts, copies, documents, found_in
@@ -159,8 +159,7 @@ async def _search(sandbox: Sandbox, ctx: Context, wanted: Sequence[Document]) ->
     """What the script says. It works as the agent's user: what that may not read is no leak."""
     user = ctx.task.package.agent_user if ctx.task.package else None
     place = f"/tmp/.ramify-{secrets.token_hex(8)}"
-    with tempfile.TemporaryDirectory(prefix="ramify-leaks-") as name:
-        folder = Path(name)
+    async with Scratch() as folder:
         await asyncio.to_thread(_furnish, folder, wanted)
         await sandbox.upload(folder, place, owner=user)
     # The root of the host is not the task's; what its set-up put there is new.
@@ -234,11 +233,11 @@ async def _work(sandbox: Sandbox, ctx: Context) -> Texts | None:
     outputs = package.outputs if package else ()
     places = [ctx.workdir, *(posixpath.join(ctx.workdir, output) for output in outputs)]
     found: dict[str, bytes] = {}
-    with tempfile.TemporaryDirectory(prefix="ramify-work-") as name:
+    async with Scratch() as folder:
         for number, place in enumerate(places):
             if number and posixpath.normpath(place).startswith(f"{ctx.workdir.rstrip('/')}/"):
                 continue
-            local = Path(name, str(number), posixpath.basename(place) or "root")
+            local = folder / str(number) / (posixpath.basename(place) or "root")
             await asyncio.to_thread(local.parent.mkdir)
             try:
                 await sandbox.download(place, local, limits=_LIMITS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from ramify.contracts.errors import EnvironmentFailed, UnsupportedError
 from ramify.contracts.events import AnyEvent
 from ramify.contracts.frozen import Freezable, Snapshottable
 from ramify.contracts.sandbox import Sandbox, SandboxImage, SandboxProvider, SandboxSpec
+from ramify.contracts.scratch import Scratch
 from ramify.contracts.task import Task, TaskPackage
 from ramify.engine.cancel import Cancellation
 from ramify.engine.clock import SystemClock
@@ -174,10 +174,10 @@ async def open_world(choice: WorldChoice) -> AsyncGenerator[DeclaredWorld]:
 @asynccontextmanager
 async def _stand(choice: WorldChoice) -> AsyncGenerator[_Stand]:
     async with AsyncExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="ramify-world-"))
+        scratch = await stack.enter_async_context(Scratch())
         undo = AsyncExitStack()
         try:
-            yield _Stand(choice, Path(scratch), undo)
+            yield _Stand(choice, scratch, undo)
         finally:
             await uninterrupted(undo.aclose())
 

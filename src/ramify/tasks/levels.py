@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 
 import msgspec
 
 from ramify.contracts.errors import ConfigError
+from ramify.contracts.scratch import Scratch
 from ramify.contracts.task import Hardening, IsolationLevel
 
 
@@ -66,15 +65,10 @@ class LevelStore:
     ) -> None:
         """Remember what was found. Atomic: a reader sees the old file or the new one."""
         target = self._file(digest, provider)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{digest}.", dir=self._folder)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(Remembered(digest, level, hardening, provider)))
-            os.replace(name, target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with Scratch(self._folder) as scratch:
+            draft = scratch / target.name
+            draft.write_bytes(msgspec.json.encode(Remembered(digest, level, hardening, provider)))
+            draft.replace(target)
 
     def _read(self, path: Path, digest: str) -> Remembered | None:
         try:

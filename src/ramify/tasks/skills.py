@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from ramify.contracts.scratch import Scratch
 from ramify.contracts.task import Task, TaskPackage
 
 
@@ -82,9 +82,8 @@ def _copy(source: Path, target: Path, skills: set[Path], parts: Sequence[str]) -
             return others
         return others | {name for name in names if not _is_directory(place / name)}
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".copying-") as scratch:
-        made = Path(scratch) / "context"
+    with Scratch(target.parent) as scratch:
+        made = scratch / "context"
         shutil.copytree(source, made, symlinks=True, ignore=left_out)
         try:
             made.rename(target)

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from ramify.apps.pipeline.records import StepSpec
-from ramify.apps.pipeline.removal import REMOVED, in_use, remove_unused
+from ramify.contracts.removal import REMOVED, in_use, remove_unused
 
 _KEPT = 10
 

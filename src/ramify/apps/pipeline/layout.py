@@ -27,9 +27,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ramify.apps.pipeline.removal import remove_tree
 from ramify.apps.pipeline.retention import belongs_to
 from ramify.contracts.errors import ConfigError
+from ramify.contracts.removal import remove_tree
 from ramify.contracts.sandbox import Mount
 
 INSIDE = "/artifacts"

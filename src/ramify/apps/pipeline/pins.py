@@ -13,7 +13,6 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ramify.apps.pipeline.fields import TOP
 from ramify.apps.pipeline.git import Git, TreeEntry, find_git
@@ -22,6 +21,7 @@ from ramify.apps.pipeline.lfs import read_pointer
 from ramify.apps.pipeline.records import CONFIG_FILE
 from ramify.apps.pipeline.snapshot import Snapshot
 from ramify.contracts.errors import ConfigError
+from ramify.contracts.scratch import Scratch
 
 _LARGEST = 1 << 20
 _CACHES = b"__pycache__/\n*.pyc\n"
@@ -58,8 +58,8 @@ async def find_pin(repo: Path, base: str | None = None, file: str = CONFIG_FILE)
     committed: bytes | None = None
     commit: str | None = None
     if dirs is not None:
-        with TemporaryDirectory(prefix="ramify-git-") as shadow:
-            git = Git(repo, dirs, Path(shadow))
+        async with Scratch() as shadow:
+            git = Git(repo, dirs, shadow)
             commit = await git.commit(base or _HEAD)
             if commit is not None:
                 committed = await _committed(git, commit, file)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -18,6 +17,7 @@ from msgspec.structs import replace
 from ramify.apps.pipeline.fields import TOP
 from ramify.apps.pipeline.git import Git, GitDirs, find_git
 from ramify.apps.pipeline.records import PipelineSpec, StepSpec
+from ramify.contracts.scratch import Scratch
 
 
 class Project(NamedTuple):
@@ -107,8 +107,8 @@ def _is_ours(dot: Path, directory: Path) -> bool:
 
 async def _holds(repo: Path, dirs: GitDirs, place: str) -> bool:
     """Whether anything below `place` is committed or staged."""
-    with TemporaryDirectory(prefix="ramify-git-") as shadow:
-        git = Git(repo, dirs, Path(shadow))
+    async with Scratch() as shadow:
+        git = Git(repo, dirs, shadow)
         if any(path.startswith(f"{place}/") for path in await git.index()):
             return True
         commit = await git.commit("HEAD")

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from ramify.apps.pipeline.records import Retention
-from ramify.apps.pipeline.removal import REMOVED, remove_unused
+from ramify.contracts.removal import REMOVED, remove_unused
 
 MANIFEST = "manifest.json"
 """Name of the file that makes a run a finished one."""

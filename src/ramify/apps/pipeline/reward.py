@@ -13,12 +13,12 @@ import msgspec
 from ramify.apps.pipeline.config import read_pipeline
 from ramify.apps.pipeline.layout import SCRATCH
 from ramify.apps.pipeline.records import CONFIG_FILE, PipelineSpec, Response
-from ramify.apps.pipeline.removal import remove_tree
 from ramify.apps.pipeline.retention import sweep
 from ramify.apps.pipeline.run import RunRequest, run_pipeline
 from ramify.contracts.context import Context
 from ramify.contracts.errors import ConfigError, InfraError, InvalidRewardError
 from ramify.contracts.inside import TESTS_DIR, WORLD_FILE
+from ramify.contracts.removal import remove_tree
 from ramify.contracts.reward import RewardEvent, VerifyResult
 from ramify.contracts.sandbox import TransferLimits
 from ramify.contracts.tree import RolloutNode

@@ -40,7 +40,6 @@ from ramify.apps.pipeline.place import (
     step_environment,
 )
 from ramify.apps.pipeline.records import PipelineSpec, Response, RunEvent
-from ramify.apps.pipeline.removal import in_use
 from ramify.apps.pipeline.report import (
     Facts,
     Kept,
@@ -59,6 +58,7 @@ from ramify.apps.pipeline.steps import Look, Stage, Steps
 from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.context import Clock
 from ramify.contracts.errors import ConfigError, InfraError
+from ramify.contracts.removal import in_use
 from ramify.contracts.sandbox import Sandbox, SandboxImage, SandboxProvider, SandboxSpec
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from ramify.contracts.context import Context
 from ramify.contracts.errors import ConfigError, UnsupportedError
 from ramify.contracts.inside import SOLUTION_DIR, shell_line
 from ramify.contracts.sandbox import MIB, Sandbox
+from ramify.contracts.scratch import Scratch
 from ramify.contracts.task import SolutionSettings
 from ramify.planes.agent.session import (
     Transcript,
@@ -123,9 +123,9 @@ async def _put(sandbox: Sandbox, ctx: Context, solution: SolutionSettings) -> No
     if solution.script is None and source.is_dir():
         await sandbox.upload(source, SOLUTION_DIR, owner=user, clear=True)
         return
-    with tempfile.TemporaryDirectory(prefix="ramify-solution-") as folder:
-        await asyncio.to_thread(_write, Path(folder), source, solution.script)
-        await sandbox.upload(Path(folder), SOLUTION_DIR, owner=user, clear=True)
+    async with Scratch() as folder:
+        await asyncio.to_thread(_write, folder, source, solution.script)
+        await sandbox.upload(folder, SOLUTION_DIR, owner=user, clear=True)
 
 
 def _write(folder: Path, source: Path, script: str | None) -> None:

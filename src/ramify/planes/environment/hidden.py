@@ -7,7 +7,6 @@ import hashlib
 import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import NamedTuple
 from ramify.contracts.errors import EnvironmentFailed, UnsupportedError
 from ramify.contracts.inside import SOLUTION_DIR, TESTS_DIR, VERIFIER_LOGS_DIR, inside
 from ramify.contracts.sandbox import Sandbox
+from ramify.contracts.scratch import Scratch
 
 _SEARCH_SEC = 300.0
 _OURS = frozenset({VERIFIER_LOGS_DIR, TESTS_DIR, SOLUTION_DIR})
@@ -48,7 +48,7 @@ def is_hidden(path: str, patterns: Sequence[str]) -> bool:
 def split_directory(source: Path, patterns: Sequence[str], home: Path) -> Split:
     """Part a directory by patterns. Blocks; the copies are kept below `home`, by content.
 
-    Nothing is copied where nothing is hidden. Raises: OSError.
+    Nothing is copied where nothing is hidden. Raises: OSError, StoreError (not below `home`).
     """
     files = _files(source)
     hidden = [name for name in files if is_hidden(name, patterns)]
@@ -56,9 +56,8 @@ def split_directory(source: Path, patterns: Sequence[str], home: Path) -> Split:
         return Split(source, None)
     place = home / "hidden" / _key(source, files, patterns)
     if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".copying-") as scratch:
-            made = Path(scratch) / "split"
+        with Scratch(place.parent) as scratch:
+            made = scratch / "split"
             kept = set(files) - set(hidden)
             _copy(source, made / "visible", sorted(kept))
             _copy(source, made / "hidden", hidden)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shlex
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ramify.contracts.environment import ReadinessProbe, WorldState
 from ramify.contracts.errors import EnvironmentFailed, UnsupportedError
 from ramify.contracts.inside import inside
 from ramify.contracts.sandbox import Sandbox
+from ramify.contracts.scratch import Scratch
 from ramify.contracts.task import Healthcheck, TaskPackage, TaskStep
 
 LOG_DIRS = ("agent", "verifier", "artifacts")
@@ -183,8 +183,8 @@ class PackageEnvironment:
         if self._sandbox is None or self._ctx is None:
             raise EnvironmentFailed("the world was described before provision")
         workdir = self._ctx.workdir
-        with tempfile.TemporaryDirectory(prefix="ramify-world-") as name:
-            place = Path(name) / "files"
+        async with Scratch() as folder:
+            place = folder / "files"
             try:
                 await self._sandbox.download(workdir, place)
             except FileNotFoundError:

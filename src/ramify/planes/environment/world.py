@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.context import Context
 from ramify.contracts.environment import ReadinessProbe, StateSnapshot, WorldState
 from ramify.contracts.errors import EnvironmentFailed, UnsupportedError
 from ramify.contracts.sandbox import Sandbox
+from ramify.contracts.scratch import Scratch
 from ramify.planes.environment.hidden import refuse_hidden, refuse_hidden_in_image
 from ramify.planes.environment.manifest import Manifest
 from ramify.planes.environment.options import WorldOptions
@@ -31,8 +31,6 @@ from ramify.planes.environment.site import Site
 
 _MEMORY_KINDS = ("http", "command", "process")
 """Kinds of state that, naming a service, stand for what it has in memory."""
-_SCRATCH = ".world"
-"""Where snapshots lie below the rollout's artifacts while they are needed."""
 _PORTS = {"postgresql": 5432, "postgres": 5432, "redis": 6379}
 
 
@@ -61,7 +59,7 @@ class ManifestEnvironment:
         self._specs: tuple[StateSpec, ...] = ()
         self._kept: PersistentState | None = None
         self._loaded = self._saved = False
-        self._scratch: Path | None = None
+        self._scratch = Scratch()
         self._snapshots: dict[str, StateSnapshot] = {}
         self._baseline: StateSnapshot | None = None
         self._healthy = False
@@ -79,8 +77,6 @@ class ManifestEnvironment:
             await self._package.provision(sandbox, ctx)
             self._site.check()
             return
-        # What an engine that was killed left of an earlier attempt.
-        await asyncio.to_thread(shutil.rmtree, ctx.artifacts / _SCRATCH, ignore_errors=True)
         manifest, hidden = self._manifest, self._manifest.verifier.hidden_from_agent
         if manifest.environment.isolation == "persistent":
             place = self._options.keep / manifest.environment.name
@@ -156,7 +152,6 @@ class ManifestEnvironment:
         """
         site, self._site = self._site, None
         kept, self._kept = self._kept, None
-        scratch, self._scratch = self._scratch, None
         try:
             # Where the verifier ended the sandbox, the state was saved when it was queried.
             gone = site is None or (self._saved and site.services.lost)
@@ -168,8 +163,7 @@ class ManifestEnvironment:
                 await site.services.aclose()
             if kept is not None:
                 kept.release()
-            if scratch is not None:
-                await asyncio.to_thread(_clear, scratch)
+            await uninterrupted(asyncio.to_thread(self._scratch.remove))
             await self._package.teardown()
 
     # ---- roll-back in place
@@ -197,7 +191,7 @@ class ManifestEnvironment:
         Raises: EnvironmentFailed (also for a snapshot of another world).
         """
         site = self._here()
-        if self._snapshots.get(snapshot.id) != snapshot or self._scratch is None:
+        if self._snapshots.get(snapshot.id) != snapshot:
             raise EnvironmentFailed(
                 f"{snapshot.id!r} is no snapshot of this world; restore those that its own "
                 "`snapshot` returned, before its teardown"
@@ -209,7 +203,7 @@ class ManifestEnvironment:
         for name in reversed(again):
             await site.stop(name)
         try:
-            await self._parts.restore(self._scratch / snapshot.id, snapshot.digest)
+            await self._parts.restore(self._scratch.make() / snapshot.id, snapshot.digest)
         finally:
             if again:
                 await site.services.start(again)
@@ -377,21 +371,11 @@ class ManifestEnvironment:
             await self._parts.drivers[index].restore(place)
 
     def _fresh_place(self) -> Path:
-        if self._scratch is None:
-            base = self._here().ctx.artifacts / _SCRATCH
-            base.mkdir(parents=True, exist_ok=True)
-            self._scratch = Path(tempfile.mkdtemp(prefix="world-", dir=base))
-        return Path(tempfile.mkdtemp(prefix="state-", dir=self._scratch))
+        return Path(tempfile.mkdtemp(prefix="state-", dir=self._scratch.make()))
 
 
 def _fact(about: Mapping[str, object]) -> str:
     return msgspec.json.encode(about, order="sorted").decode()
-
-
-def _clear(scratch: Path) -> None:
-    shutil.rmtree(scratch, ignore_errors=True)
-    with suppress(OSError):  # another world of the same rollout has its own there
-        scratch.parent.rmdir()
 
 
 def _size(place: Path) -> int:

@@ -33,6 +33,7 @@ from ramify.contracts.metering import charge
 from ramify.contracts.model import Model
 from ramify.contracts.reward import RewardEvent, VerifyResult
 from ramify.contracts.sandbox import Sandbox, TransferLimits
+from ramify.contracts.scratch import Scratch
 from ramify.contracts.task import IsolationLevel, McpServer, TaskPackage
 from ramify.contracts.tree import RolloutNode
 from ramify.planes.reward.agent_transcript import TranscriptRecorder
@@ -48,7 +49,6 @@ from ramify.planes.reward.stage import (
     Prepare,
     carry_outputs,
     fresh_sandbox,
-    scratch_folder,
 )
 from ramify.planes.reward.tests import tests_tree
 from ramify.planes.reward.transcript import final_answer
@@ -261,7 +261,7 @@ class _Grading:
         if self.place == "answer":
             said = [message for step in session.steps[-1:] for message in step.messages]
             return final_answer(said)
-        async with scratch_folder(self.ctx) as folder:
+        async with Scratch() as folder:
             local = folder / "verdict.json"
             try:
                 await self.sandbox.download(_VERDICT_FILE, local, limits=_VERDICT_LIMITS)
@@ -278,7 +278,7 @@ class _Grading:
 
 async def _furnish(ctx: Context, package: TaskPackage, sandbox: Sandbox) -> None:
     """Put tests, hidden fixtures and the world's answer in place; nobody else's are left there."""
-    async with scratch_folder(ctx) as empty:
+    async with Scratch() as empty:
         empty.chmod(0o755)  # readable by the grader's user, whatever our own umask is
         for place in (VERIFIER_LOGS_DIR, TESTS_DIR):
             await sandbox.upload(empty, place, owner=package.verifier.user, clear=True)

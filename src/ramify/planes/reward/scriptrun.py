@@ -16,13 +16,14 @@ from ramify.contracts.errors import (
 )
 from ramify.contracts.inside import TESTS_DIR, VERIFIER_LOGS_DIR, WORLD_FILE, shell_line
 from ramify.contracts.sandbox import MIB, ExecResult, Sandbox, TransferLimits
+from ramify.contracts.scratch import Scratch
 from ramify.contracts.task import Hardening, TaskPackage
 from ramify.planes.reward.profile import HOME_DIR, isolated_env, isolated_line
 from ramify.planes.reward.reports.cases import MAX_REPORT_BYTES
 from ramify.planes.reward.reports.grading import grade
 from ramify.planes.reward.reports.parse import parse_report
 from ramify.planes.reward.rewardfile import MAX_REWARD_BYTES, ParsedReward, parse_reward
-from ramify.planes.reward.stage import has_own_image, scratch_folder
+from ramify.planes.reward.stage import has_own_image
 from ramify.planes.reward.testmount import lie_read_only
 from ramify.planes.reward.testoutput import parse_test_output
 from ramify.planes.reward.tests import small_files, tests_tree
@@ -94,13 +95,13 @@ class ScriptRun:
 
     async def wipe(self) -> None:
         """Remove the tests and what they left."""
-        async with scratch_folder(self.ctx) as empty:
+        async with Scratch() as empty:
             homes = (HOME_DIR,) if self.hardening is Hardening.ISOLATED else ()
             for place in (TESTS_DIR, VERIFIER_LOGS_DIR, *homes):
                 await self.sandbox.upload(empty, place, clear=True)
 
     async def _empty_logs(self) -> None:
-        async with scratch_folder(self.ctx) as empty:
+        async with Scratch() as empty:
             # Readable by the user that the tests run as, whatever our own umask is.
             empty.chmod(0o755)
             owner = self.package.verifier.user
@@ -117,7 +118,7 @@ class ScriptRun:
     async def _put(self, tests: Path | None) -> None:
         await self._empty_logs()
         if self.hardening is Hardening.ISOLATED:
-            async with scratch_folder(self.ctx) as empty:
+            async with Scratch() as empty:
                 empty.chmod(0o755)
                 owner = self.package.verifier.user
                 await self.sandbox.upload(empty, HOME_DIR, owner=owner, clear=True)
@@ -168,7 +169,7 @@ class ScriptRun:
     async def _check_tests(self, tests: Path) -> None:
         """Refuse a run in which the tests themselves were changed, by the code they tested."""
         files = await asyncio.to_thread(small_files, tests)
-        async with scratch_folder(self.ctx) as folder:
+        async with Scratch() as folder:
             for index, (name, content) in enumerate(files):
                 local = folder / str(index)
                 limits = TransferLimits(max_bytes=len(content) + 1, max_file_bytes=len(content) + 1)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
-import shutil
-import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -248,24 +246,6 @@ def _open(local: Path) -> None:
     for path in (local, *(local.rglob("*") if local.is_dir() else ())):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode | (0o777 if path.is_dir() else 0o444))
-
-
-@asynccontextmanager
-async def scratch_folder(ctx: Context) -> AsyncGenerator[Path]:
-    """A directory among the rollout's artifacts, readable by us alone, removed on exit.
-
-    An engine that is killed leaves it there, and nowhere else on the host.
-    """
-    folder = Path(await asyncio.to_thread(_new_folder, ctx.artifacts))
-    try:
-        yield folder
-    finally:
-        await uninterrupted(asyncio.to_thread(shutil.rmtree, folder))
-
-
-def _new_folder(artifacts: Path) -> str:
-    artifacts.mkdir(parents=True, exist_ok=True)
-    return tempfile.mkdtemp(prefix=".scratch-", dir=artifacts)
 
 
 def _verifier_spec(

@@ -21,6 +21,7 @@ from ramify.contracts.context import Context
 from ramify.contracts.errors import SandboxStartError
 from ramify.contracts.inside import TESTS_DIR, WORLD_FILE
 from ramify.contracts.sandbox import Mount, Sandbox, SandboxProvider
+from ramify.contracts.scratch import Scratch
 from ramify.contracts.task import Hardening, TaskPackage
 from ramify.planes.reward.stage import (
     Prepare,
@@ -28,7 +29,6 @@ from ramify.planes.reward.stage import (
     crossing_paths,
     fresh_sandbox,
     has_own_image,
-    scratch_folder,
 )
 from ramify.planes.reward.tests import tests_tree
 
@@ -107,11 +107,14 @@ def _overlap(path: str) -> bool:
 
 @asynccontextmanager
 async def _copy(ctx: Context, package: TaskPackage) -> AsyncGenerator[str]:
-    """The tests, as they are mounted: in a directory that nobody else on the host can enter."""
+    """The tests, as they are mounted: in a directory that nobody else on the host can enter.
+
+    It lies among the artifacts: a daemon may see the directories of jobs, and not our own.
+    """
     world = ctx.artifacts / WORLD_FILE
     # Root of a container may be another user than we are, without power over our files.
     anyone = os.geteuid() != 0 or package.verifier.user not in (None, "root", "0")
-    async with scratch_folder(ctx) as folder, tests_tree(ctx, package) as tests:
+    async with Scratch(ctx.artifacts) as folder, tests_tree(ctx, package) as tests:
         assert tests is not None  # there are some: `_hindrance`
         copy = folder / "tests"
         await asyncio.to_thread(_lay, tests, copy, world, anyone)

@@ -11,8 +11,8 @@ from pathlib import Path
 from ramify.contracts.context import Context
 from ramify.contracts.errors import ConfigError
 from ramify.contracts.sandbox import MIB
+from ramify.contracts.scratch import Scratch
 from ramify.contracts.task import TaskPackage
-from ramify.planes.reward.stage import scratch_folder
 
 _MAX_CHECKED_TESTS = 64
 _MAX_CHECKED_BYTES = 16 * MIB
@@ -40,7 +40,7 @@ async def tests_tree(ctx: Context, package: TaskPackage) -> AsyncGenerator[Path 
     if len(sources) == 1 and sources[0].is_dir():
         yield sources[0]
         return
-    async with scratch_folder(ctx) as folder:
+    async with Scratch() as folder:
         await asyncio.to_thread(_lay, sources, folder)
         yield folder
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.context import Context
 from ramify.contracts.environment import ReadinessProbe, StateSnapshot, WorldState
 from ramify.contracts.errors import EnvironmentFailed, UnsupportedError
 from ramify.contracts.sandbox import Sandbox
+from ramify.contracts.scratch import Scratch
 from ramify.planes.environment.fleet.drivers import check_shared, tenant_drivers
 from ramify.planes.environment.fleet.host import Fleets, StandingFleet
 from ramify.planes.environment.fleet.joining import Member
@@ -51,7 +52,7 @@ class FleetEnvironment:
         self._package = PackageEnvironment()
         self._there: tuple[Sandbox, Context, StandingFleet, Member] | None = None
         self._parts = Parts(())
-        self._scratch: Path | None = None
+        self._scratch = Scratch()
         self._snapshots: dict[str, StateSnapshot] = {}
         self._baseline: StateSnapshot | None = None
         self._quiesced: str | None = None
@@ -68,7 +69,6 @@ class FleetEnvironment:
             await self._package.provision(sandbox, ctx)
             self._fleet().site.check()
             return
-        await asyncio.to_thread(shutil.rmtree, ctx.artifacts / _SCRATCH, ignore_errors=True)
         hidden = self._manifest.verifier.hidden_from_agent
         if hidden:
             digest = ctx.image.digest if ctx.image else ""
@@ -114,13 +114,11 @@ class FleetEnvironment:
     async def teardown(self) -> None:
         """Leave the fleet: the task's places are dropped. Idempotent. Raises EnvironmentFailed."""
         there, self._there = self._there, None
-        scratch, self._scratch = self._scratch, None
         try:
             if there is not None:
                 await _leave(there[2], there[3])
         finally:
-            if scratch is not None:
-                await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+            await uninterrupted(asyncio.to_thread(self._scratch.remove))
             await self._package.teardown()
 
     # ---- roll-back in place
@@ -139,12 +137,12 @@ class FleetEnvironment:
     async def restore(self, snapshot: StateSnapshot) -> None:
         """Return the task's own places, and no others, to that state. Raises EnvironmentFailed."""
         self._fleet().site.check()
-        if self._snapshots.get(snapshot.id) != snapshot or self._scratch is None:
+        if self._snapshots.get(snapshot.id) != snapshot:
             raise EnvironmentFailed(
                 f"{snapshot.id!r} is no snapshot of this world; restore those that its own "
                 "`snapshot` returned, before its teardown"
             )
-        await self._parts.restore(self._scratch / snapshot.id, snapshot.digest)
+        await self._parts.restore(self._scratch.make() / snapshot.id, snapshot.digest)
 
     async def reset(self) -> None:
         """Return to the state in which the world was healthy first.
@@ -247,18 +245,14 @@ class FleetEnvironment:
     async def _tell(self, sandbox: Sandbox, member: Member) -> None:
         """Write down inside how the places are opened."""
         lines = [f"export {key}={shlex.quote(value)}" for key, value in member.variables.items()]
-        with tempfile.TemporaryDirectory(prefix="ramify-fleet-") as name:
-            file = Path(name) / "env"
+        async with Scratch() as folder:
+            file = folder / "env"
             file.write_text("".join(f"{line}\n" for line in lines))
             remote = self._manifest.environment.fleet_env
             await sandbox.upload(file, remote, mode=0o644, clear=True)
 
     def _fresh_place(self) -> Path:
-        if self._scratch is None:
-            base = self._ctx().artifacts / _SCRATCH
-            base.mkdir(parents=True, exist_ok=True)
-            self._scratch = Path(tempfile.mkdtemp(prefix="fleet-", dir=base))
-        return Path(tempfile.mkdtemp(prefix="state-", dir=self._scratch))
+        return Path(tempfile.mkdtemp(prefix="state-", dir=self._scratch.make()))
 
 
 async def _leave(fleet: StandingFleet, member: Member) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ramify.contracts.errors import EnvironmentFailed, UnsupportedError
 from ramify.contracts.inside import inside
+from ramify.contracts.scratch import Scratch
 from ramify.planes.environment.state.hands import Hands, tail
-from ramify.planes.environment.state.scratch import scratch
 from ramify.planes.environment.state.sealed import seal, unseal
 from ramify.planes.environment.state.tree_archive import Entry, read_archive, write_archive
 
@@ -72,7 +72,7 @@ class FilesDriver:
         wanted = await self._entries(place / "files.tar")
         if len(wanted) != count:
             raise self._hands.failed(f"the snapshot has {len(wanted)} entries, not {count}")
-        async with scratch() as folder:
+        async with Scratch() as folder:
             await self._pack(folder / "now.tar")
             plan = _plan(await self._entries(folder / "now.tar"), wanted)
             await self._clear(plan.remove)
@@ -115,7 +115,7 @@ class FilesDriver:
         raise UnsupportedError(f"{self.name}: there is no file or directory to change")
 
     async def _now(self) -> dict[str, Entry]:
-        async with scratch() as folder:
+        async with Scratch() as folder:
             await self._pack(folder / "now.tar")
             return await self._entries(folder / "now.tar")
 

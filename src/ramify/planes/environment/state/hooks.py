@@ -13,9 +13,9 @@ import msgspec
 from ramify.contracts.drivers import DriverWorld, StateDriver
 from ramify.contracts.errors import ConfigError, UnsupportedError
 from ramify.contracts.sandbox import MIB
+from ramify.contracts.scratch import Scratch
 from ramify.planes.environment.records import StateSpec
 from ramify.planes.environment.state.hands import Hands
-from ramify.planes.environment.state.scratch import scratch
 from ramify.planes.environment.state.sealed import seal, unseal
 
 _LARGEST_BODY = 2048 * MIB
@@ -72,7 +72,7 @@ class CommandDriver:
             await self._hands.take(work, folder)
 
     async def _files(self) -> dict[str, str]:
-        async with scratch() as folder:
+        async with Scratch() as folder:
             await self._write_down(folder / "state")
             return await asyncio.to_thread(_walk, folder / "state")
 

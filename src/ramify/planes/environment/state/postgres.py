@@ -15,10 +15,10 @@ import msgspec
 from ramify.contracts.errors import ConfigError, EnvironmentFailed, UnsupportedError
 from ramify.contracts.inside import inside
 from ramify.contracts.sandbox import ExecResult
+from ramify.contracts.scratch import Scratch
 from ramify.planes.environment.state import postgres_sql as sql
 from ramify.planes.environment.state.hands import Hands, tail
 from ramify.planes.environment.state.postgres_rows import entries, rows_digest, schema_text
-from ramify.planes.environment.state.scratch import scratch
 from ramify.planes.environment.state.sealed import seal, unseal
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -127,7 +127,7 @@ class PostgresDriver:
         told: list[object] = [(await self._roles()).decode("utf-8", "backslashreplace")]
         for database in await self._databases():
             about = msgspec.structs.replace(database, schema=await self._schema(database.name))
-            async with scratch() as folder:
+            async with Scratch() as folder:
                 await self._rows(database.name, folder / "rows")
                 digest = await asyncio.to_thread(rows_digest, folder / "rows")
             told.append([msgspec.to_builtins(about), digest])
@@ -138,7 +138,7 @@ class PostgresDriver:
         found: dict[str, dict[str, str]] = {}
         for database in await self._databases():
             part = found.setdefault(f"postgres {self._called or database.name}", {})
-            async with scratch() as folder:
+            async with Scratch() as folder:
                 await self._rows(database.name, folder / "rows")
                 rows = await asyncio.to_thread(entries, folder / "rows", _ENTRIES)
                 if rows is None:

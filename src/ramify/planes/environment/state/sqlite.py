@@ -15,9 +15,9 @@ import msgspec
 
 from ramify.contracts.errors import UnsupportedError
 from ramify.contracts.inside import inside
+from ramify.contracts.scratch import Scratch
 from ramify.planes.environment.state import sqlite_reader
 from ramify.planes.environment.state.hands import Hands, Owner
-from ramify.planes.environment.state.scratch import scratch
 from ramify.planes.environment.state.sealed import seal, unseal
 from ramify.planes.environment.state.sqlite_inside import call, find_engine
 
@@ -113,7 +113,7 @@ class SqliteDriver:
 
     @asynccontextmanager
     async def _copies(self) -> AsyncGenerator[tuple[Path, list[_File]]]:
-        async with scratch() as place:
+        async with Scratch() as place:
             yield place / "files", await self._copy(place / "files")
 
     async def _copy(self, folder: Path) -> list[_File]:

@@ -25,6 +25,7 @@ from ramify.contracts.sandbox import (
     Mount,
     Sandbox,
 )
+from ramify.contracts.scratch import Scratch
 from ramify.contracts.task import TaskPackage, TestGrading
 from ramify.planes.reward.native.canaries import Canaries, make_canaries
 from ramify.planes.reward.native.events import Heard, read_events
@@ -45,7 +46,7 @@ from ramify.planes.reward.native.places import holds_tools, interpreters, progra
 from ramify.planes.reward.native.tools import OwnPython, prepared_python
 from ramify.planes.reward.reports.grading import grade
 from ramify.planes.reward.rewardfile import ParsedReward
-from ramify.planes.reward.stage import agent_sandbox, scratch_folder
+from ramify.planes.reward.stage import agent_sandbox
 from ramify.planes.reward.tests import tests_tree
 
 _OUTPUT_LIMIT = 8 * MIB
@@ -136,12 +137,12 @@ class NativeRun:
 
     async def wipe(self) -> None:
         """Remove the runner; the tests are the caller's to remove."""
-        async with scratch_folder(self.ctx) as empty:
+        async with Scratch() as empty:
             await self.sandbox.upload(empty, HARNESS_DIR, clear=True)
 
     async def _put(self, tests: Path, canaries: Canaries) -> bool:
         world = self.ctx.artifacts / WORLD_FILE
-        async with scratch_folder(self.ctx) as folder:
+        async with Scratch() as folder:
             harness, laid = folder / "harness", folder / "tests"
             harness.mkdir()
             laid.mkdir()

@@ -18,10 +18,11 @@ from ramify.contracts.config import ramify_home
 from ramify.contracts.context import Context
 from ramify.contracts.errors import InfraError, InvalidRewardError, SandboxError
 from ramify.contracts.sandbox import MIB, Mount, Sandbox, SandboxImage, TransferLimits
+from ramify.contracts.scratch import Scratch
 from ramify.contracts.task import TaskPackage
 from ramify.planes.reward.native.harness import CODE_UID, HARNESS_DIR, SOURCES
 from ramify.planes.reward.native.shelf import Shelf
-from ramify.planes.reward.stage import agent_sandbox, fresh_sandbox, has_own_image, scratch_folder
+from ramify.planes.reward.stage import agent_sandbox, fresh_sandbox, has_own_image
 
 _PLACE = f"{HARNESS_DIR}-python"
 _LIMITS = TransferLimits(max_bytes=256 * MIB, max_entries=5000, links="inside")
@@ -75,7 +76,7 @@ class PreparedPython:
         place = shown[0] if shown else _PLACE
         if not shown:
             await target.upload(self.tree, place, clear=True)
-        async with scratch_folder(ctx) as folder:
+        async with Scratch() as folder:
             (folder / "preload").touch()
             await _empty_preload(target, folder / "preload")
         loader = [f"{place}/bin/loader", "--library-path", f"{place}/so", f"{place}/bin/python3"]

@@ -14,9 +14,10 @@ from ramify.contracts.context import Context
 from ramify.contracts.errors import ConfigError, InvalidRewardError, TransferLimitError
 from ramify.contracts.reward import Space, VerifyResult
 from ramify.contracts.sandbox import MIB, TransferLimits
+from ramify.contracts.scratch import Scratch
 from ramify.contracts.tree import RolloutNode
 from ramify.planes.reward.spaces.walking import signal
-from ramify.planes.reward.stage import agent_sandbox, scratch_folder
+from ramify.planes.reward.stage import agent_sandbox
 
 _LIMITS = TransferLimits(
     max_bytes=64 * MIB, max_file_bytes=16 * MIB, max_entries=10_000, links="drop"
@@ -111,7 +112,7 @@ class MemoryUpdated:
 
     async def _after(self, ctx: Context) -> dict[str, str]:
         sandbox, _ = agent_sandbox(ctx)
-        async with scratch_folder(ctx) as folder:
+        async with Scratch() as folder:
             local = folder / "store"
             place = self._place if self._place.startswith("/") else f"{ctx.workdir}/{self._place}"
             try:
