@@ -101,12 +101,13 @@ def outlives(
 ) -> dict[str, RolloutResult]:
     """Kill a job once per kill and finish it each time; the results of one that was left alone.
 
-    After each kill and each end nothing is left of the engine, and `stored` answers as before.
+    After each kill and each end nothing is left of the engine but scratch directories, which the
+    next one removes; after each end `stored` answers as before.
     """
     own = job.own
     calm = job.finish(place / "calm")
     expected = Counter(map(fate, calm.values()))
-    assert own.left_after() == []
+    assert own.left_after() == own.scratch(place / "calm") == []
     at_rest = stored()
     for number, kill in enumerate(kills):
         out, what = place / f"job-{number}", f"{kill} (number {number})"
@@ -119,5 +120,6 @@ def outlives(
         assert Counter(map(fate, after.values())) == expected, what
         assert before.items() <= after.items(), f"{what}: a finished rollout ran again"
         assert own.left_after() == [], f"left over after the run that followed {what}"
+        assert own.scratch(out) == [], f"what {what} left is there after the run that followed"
         assert stored() == at_rest, f"something is left in the store by {what}"
     return calm

@@ -56,7 +56,7 @@ class Witness:
 
     def processes(self) -> list[str]:
         """Processes with this home in their environment, their command or their mounts."""
-        found = []
+        found: list[str] = []
         home = os.fsencode(self.home)
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -96,6 +96,14 @@ class Witness:
         lines = [f"container {line}" for line in containers]
         lines += [f"network {line}" for line in networks]
         return [line for line in lines if str(self.home) in line]
+
+    def scratch(self, job: Path) -> list[str]:
+        """Scratch directories and drafts in the home and in a job's directory.
+
+        A kill leaves them there, until the next engine starts, or opens the job.
+        """
+        kept = [*(self.home / "tmp").glob("*"), *job.rglob(".ramify-*"), *job.rglob(".*draft")]
+        return [f"scratch {path}" for path in kept]
 
     def _watch(self) -> None:
         while not self._stop.wait(0.01):

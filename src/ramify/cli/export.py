@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Generator, Iterable
@@ -17,7 +16,8 @@ import msgspec
 
 from ramify import compose
 from ramify.cli.options import job_argument
-from ramify.contracts.errors import UnsupportedError
+from ramify.contracts.errors import ConfigError, UnsupportedError
+from ramify.contracts.scratch import Scratch
 from ramify.kernel.schemes import SCHEMES
 from ramify.kernel.weights import WeightScheme
 
@@ -26,22 +26,24 @@ from ramify.kernel.weights import WeightScheme
 def _whole(path: Path) -> Generator[IO[bytes]]:
     """A file that gets its name when all of it is written; a failure leaves what was there.
 
-    What is no regular file (a pipe, a device) is written as it comes.
+    What is no regular file (a pipe, a device) is written as it comes. A draft that a killed process
+    left goes with the next export into the same directory.
+
+    Raises: ConfigError (no such directory), StoreError, OSError.
     """
     place = path.resolve()
     if place.exists() and not place.is_file():
         with place.open("wb") as target:
             yield target
         return
-    beside = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
-    try:
-        with beside.open("xb") as target:
+    if not place.parent.is_dir():
+        raise ConfigError("there is no such directory; make it", file=str(place.parent))
+    with Scratch(place.parent) as beside:
+        with (beside / place.name).open("xb") as target:
             if place.exists():
                 os.fchmod(target.fileno(), stat.S_IMODE(place.stat().st_mode))
             yield target
-        beside.replace(place)
-    finally:
-        beside.unlink(missing_ok=True)
+        (beside / place.name).replace(place)
 
 
 @click.command("export")

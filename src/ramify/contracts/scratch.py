@@ -60,7 +60,7 @@ class Scratch:
             if self._below is None:
                 remedy = "set RAMIFY_HOME to a directory that can be written"
             raise StoreError(f"cannot write {place}: {error.strerror}; {remedy}") from error
-        _sweep(place)
+        sweep_scratch(place)
         return held[0]
 
     def remove(self) -> None:
@@ -106,6 +106,18 @@ class Scratch:
         await uninterrupted(asyncio.to_thread(self.remove))
 
 
+def sweep_scratch(place: Path | None = None) -> None:
+    """Remove what the dead left below `place` (None: `RAMIFY_HOME/tmp`). Blocks.
+
+    What cannot be removed stays for the next sweep.
+    """
+    at = place or ramify_home() / "tmp"
+    with suppress(OSError):  # not there, or not ours to list: then only the living clear up
+        for name in os.listdir(at):
+            if _OURS.fullmatch(name):
+                _remove_unlocked(at / name.removesuffix(_LOCK))
+
+
 def _new(place: Path, prefix: str) -> tuple[Path, int]:
     """A fresh directory, and the descriptor of its lock."""
     while True:
@@ -130,14 +142,6 @@ def _taken(lock: int) -> bool:
     except BlockingIOError:
         return False
     return os.fstat(lock).st_nlink > 0
-
-
-def _sweep(place: Path) -> None:
-    """Remove what nobody has locked. What cannot be removed stays for the next sweep."""
-    with suppress(OSError):  # not ours to list: then only the living clear up
-        for name in os.listdir(place):
-            if _OURS.fullmatch(name):
-                _remove_unlocked(place / name.removesuffix(_LOCK))
 
 
 def _remove_unlocked(path: Path) -> None:

@@ -19,6 +19,7 @@ from ramify.contracts.errors import StoreError
 from ramify.contracts.events import NodeEvent
 from ramify.contracts.messages import Message
 
+_DRAFT = ".draft"  # one is enough: a job has one writer, and that one thread for this
 _SPILL_CHARS = 16 * 1024  # strings in messages longer than this are stored as blobs
 
 Reference = tuple[str, int]
@@ -96,13 +97,17 @@ class BlobStore:
             self._replace(path, path.read_bytes())
 
     def _replace(self, path: Path, packed: bytes) -> None:
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft = self._root / _DRAFT
         try:
             draft.write_bytes(packed)
             draft.replace(path)
         except OSError:
             draft.unlink(missing_ok=True)
             raise
+
+    def clear(self) -> None:
+        """Remove what a writer left half written that was killed. Raises OSError."""
+        (self._root / _DRAFT).unlink(missing_ok=True)
 
     def read(self, reference: Reference) -> bytes:
         """The payload. Raises StoreError where it is missing or is not what was stored."""

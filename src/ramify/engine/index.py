@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import struct
-import threading
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from ramify.contracts.errors import StoreError
+from ramify.contracts.scratch import Scratch
 from ramify.engine.lines import checksum_of, is_sound, read_lines
 
 INDEX_FILE = "events.idx"
@@ -221,18 +221,18 @@ class Index:
             first += count
         encoded = msgspec.json.encode(header)
         encoded += b" " * (-len(encoded) % _RECORD.size)
-        draft = self._path.with_name(f".{INDEX_FILE}.{os.getpid()}.{threading.get_ident()}")
         try:
-            with draft.open("wb") as file:
-                file.write(_PREFIX.pack(_MAGIC, len(encoded), zlib.crc32(encoded)))
-                file.write(encoded)
-                file.writelines(records)
-            handle = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
-            draft.replace(self._path)
-        except OSError as error:
+            with Scratch(self._path.parent) as place:
+                draft = place / INDEX_FILE
+                with draft.open("wb") as file:
+                    file.write(_PREFIX.pack(_MAGIC, len(encoded), zlib.crc32(encoded)))
+                    file.write(encoded)
+                    file.writelines(records)
+                handle = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
+                draft.replace(self._path)
+        except (OSError, StoreError) as error:
             # It only saves time, and a reader may have no right or no room to write.
             _log.debug("%s not saved: %s", self._path, error)
-            draft.unlink(missing_ok=True)
             return
         self._keep(handle)
         self._header, self._start = header, _PREFIX.size + len(encoded)

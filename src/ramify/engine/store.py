@@ -43,6 +43,7 @@ from ramify.contracts.events import (
     RewardGiven,
 )
 from ramify.contracts.result import RolloutResult
+from ramify.contracts.scratch import sweep_scratch
 from ramify.engine.blobs import BlobStore
 from ramify.engine.flush import Flusher
 from ramify.engine.journal import Journal, sync_directory
@@ -72,6 +73,9 @@ class Store:
         self._path = path
         self._job = job
         self._lock = lock
+        blobs = BlobStore(path / "blobs")
+        blobs.clear()
+        sweep_scratch(path)
         self._results = read_results(path)
         self._leases: dict[str, int] = {}
         self._recording: set[str] = set()
@@ -83,7 +87,7 @@ class Store:
             opened.callback(self._files.close)
             self._result_log = Journal(path / RESULTS_FILE)
             opened.callback(self._result_log.close)
-            self._event_log = Journal(path / events_file(worker), BlobStore(path / "blobs"))
+            self._event_log = Journal(path / events_file(worker), blobs)
             opened.pop_all()
         self._sink = _Sink(self._event_log, self._leases)
 
@@ -345,7 +349,7 @@ def _settle_job(path: Path, job: JobRecord) -> JobRecord:
 
 
 def _write_job(path: Path, job: JobRecord) -> None:
-    draft = path / f".{JOB_FILE}.{os.getpid()}"
+    draft = path / f".{JOB_FILE}.draft"  # ours alone: the lock is held
     content = msgspec.json.format(msgspec.json.encode(job), indent=2) + b"\n"
     try:
         with draft.open("wb") as file:

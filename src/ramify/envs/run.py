@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -17,6 +18,7 @@ from ramify.contracts.events import LogEvent, Observer
 from ramify.contracts.result import RolloutResult
 from ramify.contracts.reward import Reward
 from ramify.contracts.sandbox import SandboxProvider
+from ramify.contracts.scratch import sweep_scratch
 from ramify.contracts.task import Taskset
 from ramify.engine.callbacks import CallbackObserver
 from ramify.engine.cancel import Cancellation
@@ -118,6 +120,7 @@ async def open_stand(
         store = await Store.create_or_open(plan.path, plan.record)
         stack.push_async_callback(store.aclose)
         await provider.sweep()
+        await asyncio.to_thread(sweep_scratch)
         metrics = Metrics()
         sinks: list[Observer] = [store.observer, metrics, LoggingObserver(), *observers]
         if on_event is not None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
 from collections import OrderedDict
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from ramify.contracts.errors import StoreError, UsageError
+from ramify.contracts.scratch import Scratch
 from ramify.planes.reward.judge_verdict import Verdict
 
 _decoder = msgspec.json.Decoder(Verdict)
@@ -88,15 +86,9 @@ class FileVerdicts:
     def _write(self, key: str, data: bytes) -> None:
         place = self._place(key)
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, scratch = tempfile.mkstemp(dir=place.parent, prefix=".new-")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
-                Path(scratch).replace(place)
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    os.unlink(scratch)
-                raise
+            with Scratch(self._folder) as scratch:
+                place.parent.mkdir(exist_ok=True)
+                (scratch / place.name).write_bytes(data)
+                (scratch / place.name).replace(place)
         except OSError as error:
             raise StoreError(f"{place} cannot be written: {error.strerror}") from error

@@ -14,13 +14,13 @@ import os
 import shutil
 import stat
 import sys
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
+from ramify.contracts.scratch import Scratch
 from ramify.planes.sandbox.local.launch import SYSTEM_FILES
 
 _SYSTEM = ("usr", "etc", "opt", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix")
@@ -73,7 +73,7 @@ def host_base(masks: Path, private: Iterable[Path], trusted_xattrs: bool) -> Hos
         private: further places to hide (the store, the engine's working directory).
         trusted_xattrs: whether this process may set `trusted.*` attributes (real root).
 
-    Raises: OSError.
+    Raises: OSError, StoreError (the directory cannot be written).
     """
     hidden = sorted({*(str(p.resolve()) for p in private), *_own_places()})
     names = [name for name in _SYSTEM if os.path.isdir(f"/{name}")]
@@ -86,19 +86,16 @@ def host_base(masks: Path, private: Iterable[Path], trusted_xattrs: bool) -> Hos
     digest = hashlib.sha256(facts.encode()).hexdigest()
     place = masks / digest[:16]
     if not place.is_dir():
-        masks.mkdir(parents=True, exist_ok=True)
-        # A name of its own: several threads and engines may build the same one at once.
-        fresh = masks / f".{digest[:16]}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         parts = [Part("root", (str(place / "root"),))]
         parts += [Part(name, (str(place / name), f"/{name}"), name) for name in names]
         base = HostBase(digest, tuple(parts), binds, path_entries)
-        try:
-            _build(fresh, names, links, hidden, base)
-            fresh.rename(place)
-        except OSError:
-            shutil.rmtree(fresh, ignore_errors=True)
-            if not place.is_dir():  # else another engine was faster with the same one
-                raise
+        with Scratch(masks) as scratch:
+            try:
+                _build(scratch / "base", names, links, hidden, base)
+                (scratch / "base").rename(place)
+            except OSError:
+                if not place.is_dir():  # else another engine was faster with the same one
+                    raise
     return found_base(place)
 
 
