@@ -7,7 +7,9 @@ PYTHON ?= python3
 VENV ?= .venv
 SANDBOX ?= local
 AGENT ?= oracle
-# Tests mostly wait, so there are two per core; more than four only crowd the daemon.
+# Tests mostly wait, so there are two per core; more than four only crowd the daemon. A file's tests
+# share its fixtures and a worker. Workers share the machine and the Docker daemon, so a test looks
+# only for what is its own: by its home, its directory or a name that it made up.
 WORKERS ?= $(shell n=$$(nproc); echo $$((n < 2 ? 2 : 4)))
 BIN := $(VENV)/bin
 # Nothing is isolated on bare, where our own test runner refuses to work.
@@ -20,7 +22,7 @@ run: $(VENV)/.installed
 	$(BIN)/ramify run examples/tasks --agent $(AGENT) --sandbox $(SANDBOX) $(WITHOUT)
 
 test: check images criu
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 proof: $(VENV)/.dev images criu
 	$(BIN)/python -m pytest -m proof --timeout 3600 -s

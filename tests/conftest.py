@@ -105,16 +105,8 @@ def _marked_parts(request: pytest.FixtureRequest) -> None:
             request.getfixturevalue(f"{mark}_available")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Full counts run under `make proof` only; tests of a file share its fixtures and a worker.
-
-    Workers share the machine and the Docker daemon, so a test looks only for what is its own: by
-    its home, its directory or a name that it made up.
-    """
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """Full counts run under `make proof` only."""
     if config.getoption("-m"):
         return
     kept = [item for item in items if not item.get_closest_marker("proof")]
