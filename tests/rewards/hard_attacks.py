@@ -145,6 +145,11 @@ ATTACKS: dict[str, Attack] = {
     "memory, isolated": Attack(MEMORY, ISOLATED),
     "output, isolated": Attack(FLOOD, ISOLATED),
     "leaves a daemon, isolated": Attack(DAEMON, ISOLATED),
+    "is right and leaves a daemon, isolated": Attack(
+        DAEMON.replace("return -1", "return 2 if len(values) == 3 else 2.5"),
+        ISOLATED,
+        expected=1.0,
+    ),
     "returns NaN, isolated": Attack("def median(v): return float('nan')\n", ISOLATED),
     "returns a class, isolated": Attack("def median(v): return object\n", ISOLATED),
     "is no Python, isolated": Attack(PLANTED, ISOLATED),

@@ -24,6 +24,8 @@ _MAX_REQUEST = 32 * 1024 * 1024
 _CHUNK = 1 << 16
 _FILE_BYTES = 256 * 1024 * 1024
 _LEAST_ROOM = 64 * 1024
+_LOOK_SEC = 0.05
+"""How often we look whether a process that says nothing has ended."""
 
 
 class _FailedError(Exception):
@@ -109,14 +111,24 @@ def _program(request: dict[str, Any], streams: tuple[int, int, int]) -> None:
         os._exit(127)
 
 
-def _gather(pipes: dict[int, bytearray], limit: int, deadline: float) -> None:
-    """Read pipes to their ends. Raises _FailedError when time or room is up."""
-    open_pipes = set(pipes)
+def _gather(
+    pipes: dict[int, bytearray], limit: int, deadline: float, writer: int | None = None
+) -> None:
+    """Read pipes to their ends, or until the process `writer` has ended and all of it is read.
+
+    Raises _FailedError when time or room is up.
+    """
+    open_pipes, ended = set(pipes), False
     while open_pipes:
         left = deadline - time.monotonic()
         if left <= 0:
             raise _FailedError("timeout", "the isolated code did not finish in time", "")
-        for fd in select.select(list(open_pipes), [], [], left)[0]:
+        ready = select.select(list(open_pipes), [], [], min(left, _LOOK_SEC))[0]
+        if not ready:
+            if ended:  # what it left behind still holds the pipe
+                return
+            ended = writer is not None and os.waitpid(writer, os.WNOHANG)[0] == writer
+        for fd in ready:
             data = os.read(fd, _CHUNK)
             if not data:
                 open_pipes.discard(fd)
@@ -140,7 +152,7 @@ def _handle_call(request: dict[str, Any], workdir: str) -> dict[str, Any]:
     found: dict[int, bytearray] = {ours: bytearray()}
     deadline = time.monotonic() + float(request["timeout_sec"])
     # A value as text within text: each of its bytes may take six.
-    _gather(found, 6 * int(request["output_limit"]) + _LEAST_ROOM, deadline)
+    _gather(found, 6 * int(request["output_limit"]) + _LEAST_ROOM, deadline, pid)
     try:
         return json.loads(bytes(found[ours]))
     except ValueError:
