@@ -55,6 +55,22 @@ def test_modes_links_and_what_is_no_file(ramify: CommandLine, job: Path) -> None
     assert Path("/dev/null").is_char_device()
 
 
+def test_what_a_killed_export_left_goes_with_the_next(ramify: CommandLine, job: Path) -> None:
+    dead = Path(".ramify-0123456789abcd")
+    dead.mkdir()
+    (dead / "out.jsonl").write_text("half of a rec")
+    Path(f"{dead}.lock").touch()
+    assert ramify("export", job, "-o", "out.jsonl").code == 0
+    assert not list(Path().glob(".ramify-*"))
+
+
+def test_a_directory_that_is_not_there_is_not_made(ramify: CommandLine, job: Path) -> None:
+    said = ramify("export", job, "-o", "nowhere/out.jsonl")
+    assert said.code == 2
+    assert "nowhere: there is no such directory" in said.complaint
+    assert not Path("nowhere").exists()
+
+
 def test_a_dash_is_standard_output(ramify: CommandLine, job: Path) -> None:
     said = ramify("export", job, "-o", "-")
     assert said.code == 0

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ramify.contracts.errors import StoreError
-from ramify.contracts.scratch import Scratch
+from ramify.contracts.scratch import Scratch, sweep_scratch
 
 _HOLDER = """
 import os, sys, time
@@ -167,8 +167,8 @@ def test_the_end_lets_go_though_a_forked_child_lives(home: Path) -> None:
         scratch.remove()
         place.mkdir()
         place.with_name(f"{place.name}.lock").touch()
-        with Scratch():
-            assert not place.exists()
+        sweep_scratch()
+        assert not place.exists()
     finally:
         os.close(inherited)
     assert names(home / "tmp") == []
@@ -220,19 +220,21 @@ def test_a_sweep_leaves_what_is_not_ours_and_never_fails(home: Path, tmp_path: P
     tmp = home / "tmp"
     tmp.mkdir(parents=True)
     (tmp / "a link").symlink_to(outside)
-    (tmp / "0123456789").mkdir()  # no lock: not made by us
-    (tmp / "aaaaaaaaaa").symlink_to(outside)
-    (tmp / "aaaaaaaaaa.lock").touch()
-    (tmp / "bbbbbbbbbb.lock").symlink_to(outside / "inner")
-    (tmp / "cccccccccc.lock").mkdir()
-    os.mkfifo(tmp / "dddddddddd.lock")
-    (tmp / "eeeeeeeeee").write_text("a file")
-    (tmp / "eeeeeeeeee.lock").touch()
+    (tmp / "0123456789abcd").mkdir()  # no lock: not made by us
+    (tmp / "aaaaaaaaaaaaaa").symlink_to(outside)
+    (tmp / "aaaaaaaaaaaaaa.lock").touch()
+    (tmp / "bbbbbbbbbbbbbb.lock").symlink_to(outside / "inner")
+    (tmp / "cccccccccccccc.lock").mkdir()
+    os.mkfifo(tmp / "dddddddddddddd.lock")
+    (tmp / "eeeeeeeeeeeeee").write_text("a file")
+    (tmp / "eeeeeeeeeeeeee.lock").touch()
     (tmp / "..lock").touch()
     before = names(tmp)
     with Scratch():
         pass
-    assert set(before) - set(names(tmp)) <= {"dddddddddd.lock"}, "there is no directory beside it"
+    assert set(before) - set(names(tmp)) <= {"dddddddddddddd.lock"}, (
+        "there is no directory beside it"
+    )
     assert names(outside) == ["inner"]
 
 
@@ -291,7 +293,7 @@ def test_below_another_directory_it_is_hidden_and_swept_as_well(home: Path, tmp_
         assert mine.name.startswith(".ramify-")
         (mine / "made").mkdir()
         (mine / "made").rename(place / "made")
-        dead = place / ".ramify-0123456789"
+        dead = place / ".ramify-0123456789abcd"
         dead.mkdir()
         dead.with_name(f"{dead.name}.lock").touch()
         with Scratch(place):

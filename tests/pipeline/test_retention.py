@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ramify.apps.pipeline.records import Retention
-from ramify.contracts.removal import in_use
 from ramify.apps.pipeline.retention import Swept, belongs_to, sweep
+from ramify.contracts.removal import in_use
 
 NOW = 1_700_000_000.0
 GIB = 1024**3

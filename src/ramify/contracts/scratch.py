@@ -2,9 +2,9 @@
 
 They lie in `RAMIFY_HOME/tmp`, or where something in them is to be renamed into place. Beside each
 lies `<name>.lock`, made before it, removed after it, and locked by its maker while that lives.
-Whoever makes the next one in the same place removes those that nobody has locked. A lock is also
-held by processes that the maker forked without a new program (`exec`): while one of them lives, it
-may be using the directory, which is spared.
+Another process that makes one in the same place removes those that nobody has locked. A lock is
+also held by processes that the maker forked without a new program (`exec`): while one of them
+lives, it may be using the directory, which is spared.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from ramify.contracts.removal import remove_tree
 
 _HIDDEN = ".ramify-"
 _LOCK = ".lock"
-_OURS = re.compile(rf"(?:{re.escape(_HIDDEN)})?[0-9a-f]{{10}}{re.escape(_LOCK)}")
+_PROCESS = secrets.token_hex(3)
+"""How names begin of what this process makes: while it lives, it need not look whether it does."""
+_OURS = re.compile(rf"(?:{re.escape(_HIDDEN)})?([0-9a-f]{{6}})[0-9a-f]{{8}}{re.escape(_LOCK)}")
 
 
 class Scratch:
@@ -60,7 +62,7 @@ class Scratch:
             if self._below is None:
                 remedy = "set RAMIFY_HOME to a directory that can be written"
             raise StoreError(f"cannot write {place}: {error.strerror}; {remedy}") from error
-        sweep_scratch(place)
+        _sweep(place, but=_PROCESS)
         return held[0]
 
     def remove(self) -> None:
@@ -111,17 +113,22 @@ def sweep_scratch(place: Path | None = None) -> None:
 
     What cannot be removed stays for the next sweep.
     """
-    at = place or ramify_home() / "tmp"
+    _sweep(place or ramify_home() / "tmp")
+
+
+def _sweep(place: Path, but: str = "") -> None:
+    """Remove what nobody has locked, and leave what the process `but` made."""
     with suppress(OSError):  # not there, or not ours to list: then only the living clear up
-        for name in os.listdir(at):
-            if _OURS.fullmatch(name):
-                _remove_unlocked(at / name.removesuffix(_LOCK))
+        for name in os.listdir(place):
+            found = _OURS.fullmatch(name)
+            if found is not None and found[1] != but:
+                _remove_unlocked(place / name.removesuffix(_LOCK))
 
 
 def _new(place: Path, prefix: str) -> tuple[Path, int]:
     """A fresh directory, and the descriptor of its lock."""
     while True:
-        path = place / f"{prefix}{secrets.token_hex(5)}"
+        path = place / f"{prefix}{_PROCESS}{secrets.token_hex(4)}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         lock = os.open(_lock_of(path), flags, 0o600)
         try:
