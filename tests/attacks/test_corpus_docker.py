@@ -32,7 +32,7 @@ async def field(
         yield made
 
 
-SAMPLE = sample(40)
+SAMPLE = sample(30)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ async def field(
         yield made
 
 
-SAMPLE = sample(80)
+SAMPLE = sample(60)
 
 
 @pytest.mark.parametrize(
