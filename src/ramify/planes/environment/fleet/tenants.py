@@ -12,6 +12,7 @@ from ramify.contracts.errors import ConfigError, EnvironmentFailed, UnsupportedE
 from ramify.contracts.inside import inside
 from ramify.contracts.sandbox import Sandbox
 from ramify.planes.environment.state.hands import Hands
+from ramify.planes.environment.state.postgres_programs import PORT_KNOWN
 from ramify.planes.environment.state.postgres_sql import identifier, literal
 from ramify.planes.environment.state.redis import FORGET
 from ramify.planes.environment.state.resp import ReplyError, RespClient
@@ -131,7 +132,7 @@ class PostgresTasks:
 
     async def _refuse_open(self) -> None:
         line = f"psql -X -w -h 127.0.0.1 -p {self._port} -U postgres -d postgres -c 'SELECT 1'"
-        if (await self._hands.ask(line, env={"PGPASSWORD": ""})).ok:
+        if (await self._hands.ask(PORT_KNOWN + line, env={"PGPASSWORD": ""})).ok:
             raise EnvironmentFailed(
                 "postgres of the fleet: it lets `postgres` in over TCP without a password, and so "
                 "every tenant: ask for one (scram-sha-256) in pg_hba.conf"
@@ -139,7 +140,7 @@ class PostgresTasks:
 
     async def _sql(self, text: str, database: str = "postgres") -> str:
         told = await self._hands.run(
-            f"psql -X -q -At -v ON_ERROR_STOP=1 -p {self._port} -d {database}",
+            f"{PORT_KNOWN}psql -X -q -At -v ON_ERROR_STOP=1 -p {self._port} -d {database}",
             "change a tenant's database",
             stdin=f"SET client_min_messages = error;\n{text}".encode(),
         )

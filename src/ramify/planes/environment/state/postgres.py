@@ -18,14 +18,12 @@ from ramify.contracts.sandbox import ExecResult
 from ramify.contracts.scratch import Scratch
 from ramify.planes.environment.state import postgres_sql as sql
 from ramify.planes.environment.state.hands import Hands, tail
+from ramify.planes.environment.state.postgres_programs import PORT_KNOWN, PORT_UNKNOWN
 from ramify.planes.environment.state.postgres_rows import entries, rows_digest, schema_text
 from ramify.planes.environment.state.sealed import seal, unseal
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ENTRIES = 100_000
-_PATH = (
-    "PATH=$PATH:/usr/local/bin:/usr/bin:$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -n1)"
-)
 
 
 class _Database(msgspec.Struct, frozen=True):
@@ -71,6 +69,7 @@ class PostgresDriver:
         self._hands = hands
         self._called = called
         self._only, self._env = _connection(hands, url)
+        self._programs = PORT_KNOWN if "PGPORT" in self._env else PORT_UNKNOWN
 
     @property
     def name(self) -> str:
@@ -285,7 +284,7 @@ class PostgresDriver:
 
     async def _ask(self, line: str, stdin: str | None = None) -> ExecResult:
         data = None if stdin is None else stdin.encode("utf-8", "surrogateescape")
-        return await self._hands.ask(f"{_PATH}\n{line}", stdin=data, env=self._env)
+        return await self._hands.ask(f"{self._programs}\n{line}", stdin=data, env=self._env)
 
 
 def _connection(hands: Hands, url: str | None) -> tuple[str | None, dict[str, str]]:
