@@ -33,7 +33,6 @@ from ramify.testing.context import RealClock
 pytestmark = [
     pytest.mark.namespaces,
     pytest.mark.docker,
-    pytest.mark.timeout(300),
     pytest.mark.asyncio(loop_scope="module"),
 ]
 BASE = os.environ.get("RAMIFY_TEST_IMAGE", "debian:bookworm")

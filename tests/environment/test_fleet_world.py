@@ -34,7 +34,7 @@ from ramify.testing.conformance_environment import (
     Opened,
 )
 
-pytestmark = [pytest.mark.namespaces, pytest.mark.docker, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.namespaces, pytest.mark.docker]
 
 
 @pytest_asyncio.fixture(params=["local", pytest.param("docker", marks=pytest.mark.proof)])

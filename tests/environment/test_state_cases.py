@@ -34,7 +34,6 @@ from ramify.planes.sandbox.local import LocalProvider
 pytestmark = [
     pytest.mark.namespaces,
     pytest.mark.docker,
-    pytest.mark.timeout(300),
     pytest.mark.asyncio(loop_scope="module"),
 ]
 BASE = os.environ.get("RAMIFY_TEST_IMAGE", "debian:bookworm")
