@@ -96,6 +96,7 @@ def problems(src: Path) -> list[str]:
             if statement in local and name != "compose":
                 found.append(f"{path}: imports {target} inside a function")
         found += [f"{path}: {line}" for line in shape(files[name], tree)]
+        found += [f"{path}: {line}" for line in dead_names(files[name].read_text(), tree)]
         if room(name) != "testing":
             found += [f"{path}: {line}" for line in late_decoders(tree)]
         if {"utils", "common", "helpers", "misc"} & set(Path(path).with_suffix("").parts):
@@ -161,6 +162,26 @@ def late_decoders(tree: ast.Module) -> Iterator[str]:
                 yield f"decodes {keyword.value.id}: make a msgspec.json.Decoder of it at import"
 
 
+def dead_names(text: str, tree: ast.Module) -> Iterator[str]:
+    """Private names of a module that nothing in it mentions again."""
+    words = Counter(re.findall(r"\w+", text))
+    for name, _ in defined(tree):
+        if re.match(r"_[^_]", name) and words[name] < 2:
+            yield f"{name} is private, and nothing here uses it"
+
+
+def defined(tree: ast.Module) -> Iterator[tuple[str, list[ast.expr]]]:
+    """Functions, classes and variables at the top level of a module, with their decorators."""
+    for node in tree.body:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                yield node.name, node.decorator_list
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                yield name, []
+            case _:
+                pass
+
+
 def protocol(node: ast.ClassDef) -> Iterator[str]:
     methods = [n for n in node.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
     counted = [
@@ -204,7 +225,7 @@ def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def public_names(src: Path) -> dict[str, list[str]]:
-    """Public top-level functions and classes → modules that define them (contracts aside).
+    """Public functions, classes and variables → modules that define them (contracts aside).
 
     Contracts are what others build on; they are public whether or not we call them ourselves.
     """
@@ -212,11 +233,9 @@ def public_names(src: Path) -> dict[str, list[str]]:
     for name, path in modules(src).items():
         if room(name) in ("contracts", "testing"):
             continue
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not (
-                node.name.startswith("_") or node.decorator_list and room(name) == "cli"
-            ):
-                found.setdefault(node.name, []).append(name)
+        for public, decorators in defined(ast.parse(path.read_text())):
+            if not (public.startswith("_") or decorators and room(name) == "cli"):
+                found.setdefault(public, []).append(name)
     return found
 
 
@@ -241,6 +260,7 @@ def test_every_public_name_is_used() -> None:
         *(ROOT / "benchmarks").glob("*.py"),
         *(ROOT / "examples").glob("*.py"),
         ROOT / "pyproject.toml",
+        ROOT / "dev" / "pod",  # writes a module
     ]
     assert unused(SRC, others) == []
 
@@ -266,6 +286,8 @@ BROKEN = {
         "class P(Protocol):\n    def m(self, **kwargs: Any): ...\n",
         r"takes \*\*kwargs",
     ),
+    "dead constant": ("engine/a.py", "_A = 1\n", "_A is private, and nothing here uses"),
+    "dead function": ("engine/a.py", "def _f(): ...\n", "_f is private"),
     "late decoder": (
         "engine/a.py",
         "import msgspec\ndef f(raw):\n    return msgspec.json.decode(raw, type=Record)",

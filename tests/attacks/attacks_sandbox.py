@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -215,9 +215,6 @@ def _outlives(id: str, shows: str, script: str) -> Attack:
             return float(done.stdout == b"done\n")
 
     return Attack(id, shows, (BLOCKED,), naive, ramify, honest)
-
-
-Tried = Callable[[Ground, Sandbox], Awaitable[bool]]
 
 
 def _inside(

@@ -118,6 +118,10 @@ def _docker(*arguments: str) -> list[str]:
         done = subprocess.run(
             ["docker", *arguments], capture_output=True, text=True, check=True, timeout=30
         )
-    except (OSError, subprocess.CalledProcessError):
-        return []  # no Docker engine, so nothing of ours in it
+    except FileNotFoundError:
+        return []  # no Docker here, so nothing of ours in it
+    except subprocess.CalledProcessError as error:
+        if "Cannot connect to the Docker daemon" not in error.stderr:
+            raise  # what could not be counted is not nothing
+        return []
     return done.stdout.splitlines()

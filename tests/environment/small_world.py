@@ -7,7 +7,7 @@ import shutil
 import urllib.error
 import urllib.request
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,6 @@ async def healthy(world: Environment, ctx: Context) -> ReadinessProbe:
     return probe
 
 
-RoomMaker = Callable[[], AbstractAsyncContextManager[Room]]
 Asked = Callable[[str], Awaitable[Any]]
 
 HOST_ROOT = SandboxSpec(host_root=True, workdir="/app")

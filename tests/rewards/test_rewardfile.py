@@ -138,10 +138,6 @@ def test_hostile_megabytes_are_refused_in_linear_time():
     assert time.monotonic() - start < 20
 
 
-def _numbers(parsed):
-    return [parsed.reward, *parsed.items.values()]
-
-
 def _read(*data):
     """What is parsed, or None where it is invalid. Anything else that is raised fails the test."""
     try:

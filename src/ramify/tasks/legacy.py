@@ -59,7 +59,8 @@ class _Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 # msgspec works a type out when it first meets it, and two threads must not make it do so at once.
-_TYPES = (msgspec.json.Decoder(_TaskYaml), msgspec.json.Decoder(_Command))
+msgspec.json.Decoder(_TaskYaml)
+msgspec.json.Decoder(_Command)
 
 _FACTS = (
     "author_name",

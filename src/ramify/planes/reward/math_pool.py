@@ -44,9 +44,6 @@ class Comparison(msgspec.Struct, frozen=True):
 _decoder = msgspec.json.Decoder(Comparison)
 
 
-_COMPARISON = msgspec.json.Decoder(Comparison)
-
-
 class _Worker:
     """One process of math_worker.py. One caller at a time; blocks."""
 

@@ -24,7 +24,6 @@ from ramify.planes.environment.manifest import Manifest
 from ramify.planes.environment.package import PackageEnvironment
 from ramify.planes.environment.parts import Parts
 
-_SCRATCH = ".world"
 _LEASE_SEC = 30 * 86_400.0
 """Longer than any rollout: the fleet ends with its engine, and the next one ends its leases."""
 

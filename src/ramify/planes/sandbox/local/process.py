@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 from ramify.contracts.errors import SandboxStartError
@@ -35,8 +34,6 @@ main(*{arguments!r})
 """
 _START_SEC = 20.0
 _LOCK = "lock"
-
-EventHandler = Callable[[str, str, str], None]
 
 
 def _argv(boot: int) -> list[str]:
