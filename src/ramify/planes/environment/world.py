@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.context import Context
 from ramify.contracts.environment import ReadinessProbe, StateSnapshot, WorldState
 from ramify.contracts.errors import EnvironmentFailed, UnsupportedError
 from ramify.contracts.sandbox import Sandbox
-from ramify.contracts.scratch import Scratch
 from ramify.planes.environment.hidden import refuse_hidden, refuse_hidden_in_image
 from ramify.planes.environment.manifest import Manifest
 from ramify.planes.environment.options import WorldOptions
@@ -28,6 +24,7 @@ from ramify.planes.environment.persistent import PersistentState
 from ramify.planes.environment.placing import chosen_services, upload_files
 from ramify.planes.environment.records import StateSpec
 from ramify.planes.environment.site import Site
+from ramify.planes.environment.snapshots import Snapshots
 
 _MEMORY_KINDS = ("http", "command", "process")
 """Kinds of state that, naming a service, stand for what it has in memory."""
@@ -59,9 +56,7 @@ class ManifestEnvironment:
         self._specs: tuple[StateSpec, ...] = ()
         self._kept: PersistentState | None = None
         self._loaded = self._saved = False
-        self._scratch = Scratch()
-        self._snapshots: dict[str, StateSnapshot] = {}
-        self._baseline: StateSnapshot | None = None
+        self._snapshots = Snapshots()
         self._healthy = False
         self._hooks: _Hooks | None = None
 
@@ -117,8 +112,8 @@ class ManifestEnvironment:
                 self._loaded = True
                 if await self._kept.load(self._parts):
                     return await self.readiness()
-            if self._options.revertible and self._baseline is None:
-                self._baseline = await self.snapshot()
+            if self._options.revertible and self._snapshots.first is None:
+                self._snapshots.first = await self.snapshot()
                 return await self.readiness()
             site.report(answers)
             self._healthy = True
@@ -163,7 +158,7 @@ class ManifestEnvironment:
                 await site.services.aclose()
             if kept is not None:
                 kept.release()
-            await uninterrupted(asyncio.to_thread(self._scratch.remove))
+            await self._snapshots.remove()
             await self._package.teardown()
 
     # ---- roll-back in place
@@ -177,13 +172,7 @@ class ManifestEnvironment:
         site = self._here()
         site.check()
         self._refuse_memory()
-        place = await asyncio.to_thread(self._fresh_place)
-        digest = await self._parts.snapshot(place)
-        size = await asyncio.to_thread(_size, place)
-        last = next(reversed(self._snapshots), None)
-        found = StateSnapshot(place.name, digest, last, size)
-        self._snapshots[found.id] = found
-        return found
+        return await self._snapshots.take(self._parts)
 
     async def restore(self, snapshot: StateSnapshot) -> None:
         """Return to that state; services that may lose their memory are started anew.
@@ -191,11 +180,7 @@ class ManifestEnvironment:
         Raises: EnvironmentFailed (also for a snapshot of another world).
         """
         site = self._here()
-        if self._snapshots.get(snapshot.id) != snapshot:
-            raise EnvironmentFailed(
-                f"{snapshot.id!r} is no snapshot of this world; restore those that its own "
-                "`snapshot` returned, before its teardown"
-            )
+        self._snapshots.check(snapshot)
         site.check()
         serving = self._serving()
         again = [s.name for s in site.services.order if s.on_branch == "restart"]
@@ -203,7 +188,7 @@ class ManifestEnvironment:
         for name in reversed(again):
             await site.stop(name)
         try:
-            await self._parts.restore(self._scratch.make() / snapshot.id, snapshot.digest)
+            await self._snapshots.restore(snapshot, self._parts)
         finally:
             if again:
                 await site.services.start(again)
@@ -215,11 +200,7 @@ class ManifestEnvironment:
 
         Raises: EnvironmentFailed, UnsupportedError (made without `revertible`).
         """
-        if self._baseline is None:
-            raise UnsupportedError(
-                "this world was made without `revertible`, so its first state was not kept"
-            )
-        await self.restore(self._baseline)
+        await self.restore(self._snapshots.reset_to())
 
     async def mutate(self) -> tuple[str, ...]:
         """Change every declared state a little, for a check; says what was changed.
@@ -355,7 +336,7 @@ class ManifestEnvironment:
         places: dict[int, Path] = {}
         for index, spec in enumerate(self._specs):
             if spec.service in hooked:
-                places[index] = await asyncio.to_thread(self._fresh_place)
+                places[index] = await self._snapshots.fresh_place()
                 await self._parts.drivers[index].snapshot(places[index])
         return places
 
@@ -370,13 +351,6 @@ class ManifestEnvironment:
         for index, place in hooks.places.items():
             await self._parts.drivers[index].restore(place)
 
-    def _fresh_place(self) -> Path:
-        return Path(tempfile.mkdtemp(prefix="state-", dir=self._scratch.make()))
-
 
 def _fact(about: Mapping[str, object]) -> str:
     return msgspec.json.encode(about, order="sorted").decode()
-
-
-def _size(place: Path) -> int:
-    return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shlex
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ramify.contracts.cleanup import uninterrupted
 from ramify.contracts.context import Context
 from ramify.contracts.environment import ReadinessProbe, StateSnapshot, WorldState
 from ramify.contracts.errors import EnvironmentFailed, UnsupportedError
@@ -23,6 +20,7 @@ from ramify.planes.environment.hidden import refuse_hidden, refuse_hidden_in_ima
 from ramify.planes.environment.manifest import Manifest
 from ramify.planes.environment.package import PackageEnvironment
 from ramify.planes.environment.parts import Parts
+from ramify.planes.environment.snapshots import Snapshots
 
 _LEASE_SEC = 30 * 86_400.0
 """Longer than any rollout: the fleet ends with its engine, and the next one ends its leases."""
@@ -51,9 +49,7 @@ class FleetEnvironment:
         self._package = PackageEnvironment()
         self._there: tuple[Sandbox, Context, StandingFleet, Member] | None = None
         self._parts = Parts(())
-        self._scratch = Scratch()
-        self._snapshots: dict[str, StateSnapshot] = {}
-        self._baseline: StateSnapshot | None = None
+        self._snapshots = Snapshots()
         self._quiesced: str | None = None
 
     # ---- life
@@ -93,8 +89,8 @@ class FleetEnvironment:
             detail = "; ".join(f"{answer.probe.what}: {answer.wrong}" for answer in wrong)
             return ReadinessProbe(False, now, detail)
         site.restart_clock()
-        if self._revertible and self._baseline is None:
-            self._baseline = await self.snapshot()
+        if self._revertible and self._snapshots.first is None:
+            self._snapshots.first = await self.snapshot()
             return await self.readiness()
         return ReadinessProbe(True, min([answer.at for answer in answers], default=now))
 
@@ -117,7 +113,7 @@ class FleetEnvironment:
             if there is not None:
                 await _leave(there[2], there[3])
         finally:
-            await uninterrupted(asyncio.to_thread(self._scratch.remove))
+            await self._snapshots.remove()
             await self._package.teardown()
 
     # ---- roll-back in place
@@ -125,34 +121,19 @@ class FleetEnvironment:
     async def snapshot(self) -> StateSnapshot:
         """Capture the task's own places as one cut. Raises EnvironmentFailed."""
         self._fleet().site.check()
-        place = await asyncio.to_thread(self._fresh_place)
-        digest = await self._parts.snapshot(place)
-        size = await asyncio.to_thread(_size, place)
-        last = next(reversed(self._snapshots), None)
-        found = StateSnapshot(place.name, digest, last, size)
-        self._snapshots[found.id] = found
-        return found
+        return await self._snapshots.take(self._parts)
 
     async def restore(self, snapshot: StateSnapshot) -> None:
         """Return the task's own places, and no others, to that state. Raises EnvironmentFailed."""
         self._fleet().site.check()
-        if self._snapshots.get(snapshot.id) != snapshot:
-            raise EnvironmentFailed(
-                f"{snapshot.id!r} is no snapshot of this world; restore those that its own "
-                "`snapshot` returned, before its teardown"
-            )
-        await self._parts.restore(self._scratch.make() / snapshot.id, snapshot.digest)
+        await self._snapshots.restore(snapshot, self._parts)
 
     async def reset(self) -> None:
         """Return to the state in which the world was healthy first.
 
         Raises: EnvironmentFailed, UnsupportedError (made without `revertible`).
         """
-        if self._baseline is None:
-            raise UnsupportedError(
-                "this world was made without `revertible`, so its first state was not kept"
-            )
-        await self.restore(self._baseline)
+        await self.restore(self._snapshots.reset_to())
 
     async def mutate(self) -> tuple[str, ...]:
         """Change every place of the task a little, for a check; says what was changed."""
@@ -250,9 +231,6 @@ class FleetEnvironment:
             remote = self._manifest.environment.fleet_env
             await sandbox.upload(file, remote, mode=0o644, clear=True)
 
-    def _fresh_place(self) -> Path:
-        return Path(tempfile.mkdtemp(prefix="state-", dir=self._scratch.make()))
-
 
 async def _leave(fleet: StandingFleet, member: Member) -> None:
     try:
@@ -261,7 +239,3 @@ async def _leave(fleet: StandingFleet, member: Member) -> None:
         if not fleet.broken:
             raise
         await fleet.fleet.abandon(member)  # its places go with the fleet
-
-
-def _size(place: Path) -> int:
-    return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
