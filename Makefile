@@ -12,14 +12,12 @@ AGENT ?= oracle
 # only for what is its own: by its home, its directory or a name that it made up.
 WORKERS ?= $(shell n=$$(nproc); echo $$((n < 2 ? 2 : 4)))
 BIN := $(VENV)/bin
-# Nothing is isolated on bare, where our own test runner refuses to work.
-WITHOUT := $(if $(filter bare,$(SANDBOX)),--exclude merge-intervals)
 export RAMIFY_CRIU ?= $(CURDIR)/$(VENV)/criu
 
 .PHONY: run test proof bench check format images criu clean
 
 run: $(VENV)/.installed
-	$(BIN)/ramify run examples/tasks --agent $(AGENT) --sandbox $(SANDBOX) $(WITHOUT)
+	$(BIN)/ramify run examples/tasks --agent $(AGENT) --sandbox $(SANDBOX) --skip-unsupported
 
 test: check images criu
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

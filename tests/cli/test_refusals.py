@@ -36,6 +36,17 @@ def test_our_own_runner_without_isolation(
     assert ramify(*command, graded, *BARE, "--exclude", "tasks:beta").code == 0
 
 
+def test_what_cannot_be_served_is_left_out_by_name(ramify: CommandLine, graded: Path) -> None:
+    said = ramify("run", graded, *BARE, "--skip-unsupported", "--json")
+    assert said.code == 0
+    assert [record["task_id"] for record in said.records[:-1]] == ["tasks:alpha"]
+    assert "note: left out: tasks:beta: ramify.tests.runner: " in said.err
+    said = ramify("run", graded, *BARE, "--skip-unsupported", "--task-id", "beta", "-o", "none")
+    assert said.code == 2
+    assert said.complaint.startswith("ramify: none of the tasks can be served here: tasks:beta: ")
+    assert not Path("none").exists()
+
+
 def test_a_rubric_needs_no_runner(ramify: CommandLine, graded: Path) -> None:
     Path("rubric.py").write_text("def always(completion) -> float:\n    return 0.5\n")
     said = ramify("run", graded, *BARE, "--rubric", "rubric.py:always")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ramify.contracts.sandbox import SandboxImage
-from ramify.planes.sandbox.layer_scratch import Scratch
+from ramify.planes.sandbox.layer_scratch import LayerScratch
 from ramify.planes.sandbox.layers import LayerStore
 from ramify.planes.sandbox.local.namespaces import mount_overlay, unmount
 
@@ -101,7 +101,7 @@ class Mounted:
         self, store: LayerStore, image: SandboxImage | None, model: Model, at: Path
     ) -> None:
         self.store, self.model, self.at = store, model.copy(), at
-        self.scratch: Scratch = store.new_scratch(image)
+        self.scratch: LayerScratch = store.new_scratch(image)
         lowers = [str(store.layers_dir / lower) for lower in self.scratch.lowers]
         at.mkdir(exist_ok=True)
         empty = at.parent / "empty"

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 NOBODY = 65534
 
 
-async def run_without_root(program: str, home: Path, stash: Path) -> tuple[list[str], str]:
+async def run_without_root(
+    program: str, home: Path, stash: Path, mounts: Sequence[str] = ()
+) -> tuple[list[str], str]:
     """Its lines of output, and its errors.
 
     Args:
         program: Python; `sys.argv[1]` is `home`.
         home: a directory that becomes that user's.
         stash: an empty directory, for mounts that only the program sees.
+        mounts: lines of shell that root runs before, for more of those.
     """
     os.chown(home, NOBODY, NOBODY)
     hidden = [p for p in (Path.home(), *Path.home().parents) if p.stat().st_mode & 0o005 != 0o005]
-    before, after = ["mount --make-rprivate /"], list[str]()
+    before, after = ["mount --make-rprivate /", *mounts], list[str]()
     paths = [*sys.path, str(Path(__file__).parent)]
     needed = sorted({sys.base_prefix, sys.prefix, *filter(os.path.isdir, paths)})
     for number, place in enumerate(needed):

@@ -7,7 +7,7 @@ import math
 import shlex
 from collections.abc import Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,7 +41,7 @@ from ramify.contracts.tree import Fidelity, Outcome
 from ramify.engine.cancel import Cancellation
 from ramify.engine.summary import JobSummary
 from ramify.envs.options import RunOptions
-from ramify.envs.run import UNCHECKED, open_job
+from ramify.envs.run import SKIPPED, UNCHECKED, open_job
 
 
 def _finite(_ctx: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
@@ -85,6 +85,8 @@ def _finite(_ctx: click.Context, _parameter: click.Parameter, value: float | Non
     callback=_finite,
     help="Exit with 1 if the mean reward is below this.",
 )
+@click.option("--skip-unsupported", is_flag=True,
+              help="Leave out, by name, tasks that agent or sandbox cannot serve.")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR",
               help="Run directory (default: runs/<taskset>-<agent>-<hash>).")  # fmt: skip
 @rubric_options
@@ -114,6 +116,7 @@ def command(
     timeout: float | None,
     timeout_multiplier: float,
     fail_under: float | None,
+    skip_unsupported: bool,
     out: Path | None,
     rubric: str | None,
     judge_model: str | None,
@@ -129,12 +132,17 @@ def command(
 ) -> int:
     """Run an agent on TASKS, score the results where it cannot reach, and print what happened.
 
-    TASKS is a task directory, a directory of them, or a taskset. Running the same command again
-    finishes what is missing.
-
-    Exit code: 0 success, 1 a rollout could not be scored or --fail-under, 2 configuration,
-    3 infrastructure, 130 interrupted.
+    TASKS is a task directory, a directory of them, or a taskset; the same again does what is missing.
+    Exit code: 0, 1 unscored or --fail-under, 2 configuration, 3 infrastructure, 130 interrupted.
     """
+    rollout = RolloutConfig(
+        max_turns=max_turns,
+        max_tokens=max_total_tokens,
+        max_context=max_context,
+        timeout_sec=timeout,
+        timeout_multiplier=timeout_multiplier,
+        sampling=Sampling(temperature=temperature, max_tokens=max_tokens),
+    )
     options = RunOptions(
         repeats=repeats,
         branch=branch,
@@ -142,6 +150,7 @@ def command(
         limit=limit,
         task_ids=task_id,
         exclude=exclude,
+        skip_unsupported=skip_unsupported,
         shuffle=shuffle,
         concurrency=concurrency,
         seed=seed,
@@ -159,14 +168,7 @@ def command(
         judge_base_url=judge_base_url,
         judge_options=pairs(judge_option, "-J"),
         model_options=pairs(model_option, "-M"),
-        rollout=RolloutConfig(
-            max_turns=max_turns,
-            max_tokens=max_total_tokens,
-            max_context=max_context,
-            timeout_sec=timeout,
-            timeout_multiplier=timeout_multiplier,
-            sampling=Sampling(temperature=temperature, max_tokens=max_tokens),
-        ),
+        rollout=rollout,
     )
     return _to_its_end(_run(tasks, agent, sandbox, rubric, options, as_json, fail_under))
 
@@ -192,7 +194,7 @@ async def _run(
     cancel = Cancellation()
     listen_for_interrupts(cancel, "cleaning up")
     progress = Progress(console(stderr=as_json), live=is_terminal() and not as_json)
-    unchecked = _Unchecked(tasks)
+    notes = _Notes(tasks)
     results: list[RolloutResult] = []
     async with open_job(
         tasks,
@@ -200,10 +202,10 @@ async def _run(
         sandbox=sandbox,
         reward=rubric,
         options=options,
-        observers=[progress, unchecked],
+        observers=[progress, notes],
         cancel=cancel,
     ) as (job, path):
-        unchecked.tell(len({task_id for task_id, _ in job.plan.slots}))
+        notes.tell(len({task_id for task_id, _ in job.plan.slots}))
         progress.job = job
         async with progress.shown():
             async with aclosing(job.stream()) as stream:
@@ -221,15 +223,18 @@ async def _run(
 
 
 @dataclass(slots=True)
-class _Unchecked:
-    """An observer that says, once, which tasks nobody checked with this sandbox."""
+class _Notes:
+    """An observer that says, once, what does not run, and what nobody checked with this sandbox."""
 
     tasks: str
     sandbox: str = ""
     count: int = 0
+    skipped: dict[str, str] = field(default_factory=dict[str, str])
 
     def emit(self, event: AnyEvent) -> None:
         match event:
+            case LogEvent(message=message) if message == SKIPPED:
+                self.skipped = cast("dict[str, str]", event.fields["tasks"])
             case LogEvent(message=message) if message == UNCHECKED:
                 self.sandbox = str(event.fields["sandbox"])
                 self.count = len(cast("list[str]", event.fields["tasks"]))
@@ -238,6 +243,8 @@ class _Unchecked:
 
     def tell(self, planned: int) -> None:
         """To standard error, where neither a table nor JSON is."""
+        for reason in self.skipped.values():
+            click.echo(f"note: left out: {reason}", err=True)
         if self.count:
             where = "" if self.sandbox == "local" else f" -s {self.sandbox}"
             were = "was" if self.count == 1 else "were"

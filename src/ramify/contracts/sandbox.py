@@ -173,7 +173,8 @@ class Capabilities(msgspec.Struct, frozen=True):
 
     `isolation`: `none` (a bare process), `namespaces` or `container`. `snapshot`: `none`,
     `freeze` (file system) or `live` (processes too). `limits` names the fields of `Limits` that are
-    enforced, `mounts` the modes of `Mount` that there are.
+    enforced, `mounts` the modes of `Mount` that there are. `users`: commands run, and files are
+    owned, as any user; else as one alone, who is called root wherever there is isolation.
     """
 
     isolation: Literal["none", "namespaces", "container"]
@@ -186,6 +187,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     builds: bool
     compose: bool = False
     mounts: frozenset[str] = frozenset()
+    users: bool = True
 
 
 class ProbeReport(msgspec.Struct, frozen=True):

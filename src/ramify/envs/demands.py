@@ -10,6 +10,8 @@ from ramify.contracts.errors import UnsupportedError, UsageError
 from ramify.contracts.sandbox import Capabilities, SandboxSpec
 from ramify.contracts.task import Task
 
+_USERS = "see `ramify doctor` for what is missing, or use --sandbox docker"
+
 
 def check_agent(task: Task, agent: Agent, mode: SkillMode) -> None:
     """Raise UnsupportedError when a task offers what the agent cannot take up."""
@@ -51,16 +53,34 @@ def check_verifiers(task: Task, provider: str, can: Capabilities) -> None:
 
 
 def check_runner(task: Task, provider: str, can: Capabilities) -> None:
-    """Raise UnsupportedError when our own runner is to run its tests where nothing is isolated."""
-    package = task.package
-    if package is None or can.isolation != "none":
+    """Raise UnsupportedError when our own runner is to run its tests where it has no user."""
+    package, isolates = task.package, can.isolation != "none"
+    if package is None or (isolates and can.users):
         return
+    remedy = _USERS if isolates else "use --sandbox local or docker"
     for settings in [step.verifier for step in package.steps] or [package.verifier]:
         if settings.grading is not None and settings.grading.runner is not None:
             raise UnsupportedError(
                 f"{task.task_id}: ramify.tests.runner: `{settings.grading.runner}` runs the tests "
-                f"as a user of their own, which `{provider}` cannot give; use --sandbox local or "
-                f"docker, or leave it out with --exclude {task.task_id}"
+                f"as a user of their own, which `{provider}` cannot give{' here' * isolates}; "
+                f"{remedy}, or leave it out with --exclude {task.task_id}"
+            )
+
+
+def check_users(task: Task, provider: str, can: Capabilities) -> None:
+    """Raise UnsupportedError when a task names a user whom the sandbox does not have."""
+    package = task.package
+    if package is None or can.users or can.isolation == "none":
+        return
+    asked = {"the agent": package.agent_user, "the sandbox": package.sandbox.user}
+    for step in package.steps:
+        asked[f"the verifier of step {step.name}"] = step.verifier.user
+    asked["the verifier"] = package.verifier.user
+    for who, user in asked.items():
+        if user not in (None, "root", "0"):
+            raise UnsupportedError(
+                f"{task.task_id}: {who} is to run as user {user}, and `{provider}` has only root "
+                f"here; {_USERS}, or leave it out with --exclude {task.task_id}"
             )
 
 

@@ -32,6 +32,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         limit: only the first so many tasks.
         task_ids: only these tasks, by canonical or item id.
         exclude: all but these tasks; `limit` counts what is left.
+        skip_unsupported: leave out, by name, tasks that the agent or the sandbox cannot serve;
+            else the first of them is refused.
         shuffle: start tasks in an order drawn from `seed`.
         sampler: makes the sequence of (task id, repeat) from the task ids, e.g. a TaskSampler with
             weights or a curriculum; in place of `repeats` and `shuffle`.
@@ -69,6 +71,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     limit: int | None = None
     task_ids: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    skip_unsupported: bool = False
     shuffle: bool = False
     sampler: Callable[[Sequence[str]], Iterable[tuple[str, int]]] | None = None
     concurrency: int = 4

@@ -34,7 +34,13 @@ from ramify.engine.reading import Plan as PlanRecord
 from ramify.engine.redact import Redactor
 from ramify.engine.retry import RetryPolicy
 from ramify.engine.sampler import TaskSampler
-from ramify.envs.demands import check_agent, check_image, check_runner, check_verifiers
+from ramify.envs.demands import (
+    check_agent,
+    check_image,
+    check_runner,
+    check_users,
+    check_verifiers,
+)
 from ramify.envs.options import RunOptions
 from ramify.envs.rubrics import (
     compares_siblings,
@@ -74,7 +80,7 @@ class RunPlan:
 
     `judge` is the model that judges, where one does. `unenforced` names limits that tasks ask for
     in vain, `unchecked` tasks whose test script runs plain because nobody checked them with this
-    sandbox.
+    sandbox, `skipped` tasks that cannot be served, with the reason.
     """
 
     job: JobPlan
@@ -88,6 +94,7 @@ class RunPlan:
     judge: Model | None
     unenforced: Sequence[str]
     unchecked: Sequence[str]
+    skipped: Mapping[str, str]
 
 
 async def plan_run(
@@ -123,7 +130,7 @@ async def plan_run(
     )
     scorer = None if reward is None else load_reward(reward, judge)
     scorers = Scorers(scorer, judge)
-    planned, lacking = _plan_tasks(taskset, actor, provider, scorers, options)
+    planned, lacking, skipped = _plan_tasks(taskset, actor, provider, scorers, options)
     config = _config(taskset.taskset_id, planned, actor, model, provider, options)
     config["reward"] = _described(planned, scorer, reward)
     config |= _judge_config(judge, options)
@@ -160,7 +167,9 @@ async def plan_run(
     )
     path = options.out or Path("runs") / job_id
     names = (sorted(lacking), [] if scorer else _unchecked(planned, provider, options))
-    return RunPlan(job, record, path, planned, actor, model, provider, options, judge, *names)
+    return RunPlan(
+        job, record, path, planned, actor, model, provider, options, judge, *names, skipped
+    )
 
 
 def _unchecked(
@@ -182,31 +191,53 @@ def _plan_tasks(
     provider: SandboxProvider,
     scorers: Scorers,
     options: RunOptions,
-) -> tuple[dict[str, PlannedTask], set[str]]:
-    """Each task by id, and the limits that cannot be enforced. Raises UsageError."""
-    can = provider.capabilities()
+) -> tuple[dict[str, PlannedTask], set[str], dict[str, str]]:
+    """Each task by id, the limits that cannot be enforced, and what is skipped and why.
+
+    Raises: UsageError.
+    """
     chosen = _choose(taskset, options)
     if options.image is not None:
         check_image(chosen, options.image)
     planned: dict[str, PlannedTask] = {}
     lacking: set[str] = set()
-    for given in chosen:
-        task = _as_run(given, actor, options)
-        check_verifiers(task, provider.name, can)
-        if scorers.given is None and compose.grading(task).kind == "script":
-            check_runner(task, provider.name, can)
-        wanted = sandbox_spec(task, provider.name, can, options.image)
-        spec, missing = enforced(wanted, can)
-        if options.branch is not None and can.snapshot == "live":
-            spec = msgspec.structs.replace(spec, live=True)
+    skipped: dict[str, str] = {}
+    for task in chosen:
+        try:
+            entry, missing = _plan_task(task, actor, provider, scorers, options)
+        except UnsupportedError as error:
+            if not options.skip_unsupported:
+                raise
+            skipped[task.task_id] = str(error)
+            continue
+        planned[entry.task.task_id] = entry
         lacking.update(missing)
-        level = isolation_of(task, provider, options)
-        profile = profile_of(task, level, provider.name, options)
-        rewards = scorers.of(task, level, profile)
-        entry = PlannedTask(task, spec, level, profile.hardening, rewards)
-        compares_siblings(task, entry.final)  # refuses what cannot be, before anything starts
-        planned[task.task_id] = entry
-    return planned, lacking
+    if not planned:
+        first = next(iter(skipped.values()))
+        raise UnsupportedError(f"none of the tasks can be served here: {first}")
+    return planned, lacking, skipped
+
+
+def _plan_task(
+    task: Task, actor: Agent, provider: SandboxProvider, scorers: Scorers, options: RunOptions
+) -> tuple[PlannedTask, list[str]]:
+    """A task as it will run, and its limits that cannot be enforced. Raises UsageError."""
+    can = provider.capabilities()
+    task = _as_run(task, actor, options)
+    check_users(task, provider.name, can)
+    check_verifiers(task, provider.name, can)
+    if scorers.given is None and compose.grading(task).kind == "script":
+        check_runner(task, provider.name, can)
+    wanted = sandbox_spec(task, provider.name, can, options.image)
+    spec, missing = enforced(wanted, can)
+    if options.branch is not None and can.snapshot == "live":
+        spec = msgspec.structs.replace(spec, live=True)
+    level = isolation_of(task, provider, options)
+    profile = profile_of(task, level, provider.name, options)
+    rewards = scorers.of(task, level, profile)
+    entry = PlannedTask(task, spec, level, profile.hardening, rewards)
+    compares_siblings(task, entry.final)  # refuses what cannot be, before anything starts
+    return entry, missing
 
 
 def _as_run(task: Task, agent: Agent, options: RunOptions) -> Task:

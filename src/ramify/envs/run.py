@@ -44,6 +44,7 @@ from ramify.envs.rubrics import compares_siblings
 from ramify.envs.siblings import Siblings
 from ramify.envs.worker import WORLDS, RolloutWorker
 
+SKIPPED = "tasks are left out: the agent or the sandbox cannot serve them"
 UNCHECKED = "test scripts run as they are: nobody checked these tasks with this sandbox"
 """What is logged of tasks whose test script could perhaps be hardened further."""
 
@@ -133,6 +134,9 @@ async def open_stand(
             fields = {"sandbox": provider.name, "limits": list(plan.unenforced)}
             text = "limits that tasks ask for cannot be enforced here"
             observer.emit(LogEvent("", clock.now(), "warning", text, fields))
+        if plan.skipped:
+            fields = {"sandbox": provider.name, "tasks": dict(plan.skipped)}
+            observer.emit(LogEvent("", clock.now(), "warning", SKIPPED, fields))
         if plan.unchecked:
             fields = {"sandbox": provider.name, "tasks": list(plan.unchecked)}
             observer.emit(LogEvent("", clock.now(), "info", UNCHECKED, fields))

@@ -23,7 +23,7 @@ from ramify.planes.sandbox.layer_index import (
     write_json,
 )
 from ramify.planes.sandbox.layer_merge import merge_layers
-from ramify.planes.sandbox.layer_scratch import Scratch, measured
+from ramify.planes.sandbox.layer_scratch import LayerScratch, measured
 
 MAX_DEPTH = 64
 """Freezing on top of this many frozen layers merges them into one."""
@@ -50,7 +50,7 @@ class Freezer:
         self._layers = root / "layers"
         self._max_depth = max_depth
 
-    def freeze(self, scratch: Scratch) -> SandboxImage:
+    def freeze(self, scratch: LayerScratch) -> SandboxImage:
         """See `LayerStore.freeze`."""
         record = scratch.record
         if record is not None and scratch.is_unchanged:
@@ -65,7 +65,7 @@ class Freezer:
                     diff, below = scratch.path / "merged", below[cut:]
             return self._add_layer(scratch, diff, below, trash)
 
-    def _frozen_again(self, scratch: Scratch, record: ImageRecord) -> SandboxImage:
+    def _frozen_again(self, scratch: LayerScratch, record: ImageRecord) -> SandboxImage:
         again = self._own(record, new_id(), record.id, record.layers)
         again = msgspec.structs.replace(again, digest=record.digest, size_bytes=0)
         with trash_in(self._home) as trash, exclusive(self._root):
@@ -77,7 +77,7 @@ class Freezer:
         return again.as_image()
 
     def _add_layer(
-        self, scratch: Scratch, diff: Path, below: tuple[str, ...], trash: Path
+        self, scratch: LayerScratch, diff: Path, below: tuple[str, ...], trash: Path
     ) -> SandboxImage:
         image = scratch.image
         layer, image_id = new_id(), new_id()
@@ -118,7 +118,7 @@ class Freezer:
             boot=boot_id(),
         )
 
-    def _merged(self, scratch: Scratch, own: tuple[str, ...], depth: int) -> bool:
+    def _merged(self, scratch: LayerScratch, own: tuple[str, ...], depth: int) -> bool:
         """Merge what was written and the layers `own` into `merged`; whether that was possible.
 
         Raises: SandboxError (it was not, and there may be no more layers).

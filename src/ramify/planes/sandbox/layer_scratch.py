@@ -15,7 +15,7 @@ _COUNTED = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Scratch:
+class LayerScratch:
     """Directories for one overlay mount, owned by a live engine until frozen or dropped.
 
     Attributes:
@@ -85,7 +85,7 @@ class Scratch:
             return None  # its base did not have this part
 
 
-def make_directories(scratch: Scratch, owner: int | None) -> Scratch:
+def make_directories(scratch: LayerScratch, owner: int | None) -> LayerScratch:
     """Make the directories of a scratch; see `LayerStore.new_scratch`."""
     os.mkdir(scratch.path)
     names = ("", *(part for part in scratch.parts if part))

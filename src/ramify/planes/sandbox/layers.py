@@ -45,7 +45,7 @@ from ramify.planes.sandbox.layer_index import (
     write_json,
 )
 from ramify.planes.sandbox.layer_origin import hold_known
-from ramify.planes.sandbox.layer_scratch import Scratch, make_directories
+from ramify.planes.sandbox.layer_scratch import LayerScratch, make_directories
 from ramify.planes.sandbox.layer_stream import Incoming
 from ramify.planes.sandbox.layer_sweep import hold_lock, sweep_store
 from ramify.planes.sandbox.oci import (
@@ -279,7 +279,7 @@ class LayerStore:
         *,
         parts: tuple[str, ...] = ("",),
         owner: int | None = None,
-    ) -> Scratch:
+    ) -> LayerScratch:
         """Empty `upper` and `work` directories on top of `image`, which is kept meanwhile.
 
         `parts` are the directories below `upper` that are mounted each for itself ("": `upper` is),
@@ -289,7 +289,7 @@ class LayerStore:
         """
         with exclusive(self.root):
             record = self._record(image) if image else None
-            scratch = Scratch(new_id(), self._home, image, record, parts)
+            scratch = LayerScratch(new_id(), self._home, image, record, parts)
             if scratch.top:
                 add_ref(self.root, scratch.top, scratch.holder)
         try:
@@ -298,7 +298,7 @@ class LayerStore:
             self.drop(scratch)
             raise
 
-    def drop(self, scratch: Scratch) -> None:
+    def drop(self, scratch: LayerScratch) -> None:
         """Remove a scratch directory that nothing is mounted on any more. Idempotent."""
         with trash_in(self._home) as trash, exclusive(self.root):
             if scratch.path.exists():
@@ -308,7 +308,7 @@ class LayerStore:
 
     # Freezing
 
-    def freeze(self, scratch: Scratch) -> SandboxImage:
+    def freeze(self, scratch: LayerScratch) -> SandboxImage:
         """Make `upper` the top layer of a new image on top of the scratch's image.
 
         Nothing may be mounted on it or write to it any more; the scratch is spent. The image is

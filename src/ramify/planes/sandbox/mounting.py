@@ -128,7 +128,7 @@ def _check_scratch(mount: Mount, mounts: tuple[Mount, ...]) -> None:
         for place in places:
             if Path(mount.scratch).is_relative_to(place):
                 raise _wrong(f"the scratch {mount.scratch} lies in {place}; give one elsewhere")
-    if _file_system(mount.scratch) == "overlay":
+    if on_overlay(Path(mount.scratch)):
         raise _wrong(
             f"the scratch {mount.scratch} lies on an overlay file system (the root of a container?)"
             " where overlayfs cannot keep changes: give a directory on a volume or a tmpfs of it,"
@@ -136,18 +136,19 @@ def _check_scratch(mount: Mount, mounts: tuple[Mount, ...]) -> None:
         )
 
 
-def _file_system(path: str) -> str:
-    """The type of the file system that holds a directory; "" where it cannot be told."""
-    device = os.stat(path).st_dev
+def on_overlay(path: Path) -> bool:
+    """Whether a directory is, or would be made, on overlayfs, where another cannot keep changes."""
+    while not os.path.exists(path):  # False also where it may not be looked for
+        path = path.parent
+    device = path.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
         lines = Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
     except OSError:  # not Linux: whoever mounts will tell
-        return ""
-    for fields in (line.split() for line in lines):
-        if fields[2] == wanted:
-            return fields[fields.index("-") + 1]
-    return ""
+        return False
+    found = (line.split() for line in lines)
+    kinds = (fields[fields.index("-") + 1] for fields in found if fields[2] == wanted)
+    return next(kinds, "") == "overlay"
 
 
 def _wrong(message: str) -> ConfigError:

@@ -78,6 +78,7 @@ class BareProvider:
             host_root=True,
             images=False,
             builds=False,
+            users=os.geteuid() == 0,
         )
 
     async def prepare(self, spec: SandboxSpec) -> SandboxImage:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ramify.contracts.errors import SandboxStartError
 from ramify.contracts.sandbox import SandboxImage
-from ramify.planes.sandbox.layer_scratch import Scratch
+from ramify.planes.sandbox.layer_scratch import LayerScratch
 from ramify.planes.sandbox.layers import LayerStore
 from ramify.planes.sandbox.local.hostroot import HostBase, Part, found_base, host_base
 from ramify.planes.sandbox.local.namespaces import FIRST_ID
@@ -35,7 +35,7 @@ class Ground(NamedTuple):
     root: str
     image: SandboxImage
     base: HostBase | None
-    scratch: Scratch
+    scratch: LayerScratch
     layers: list[tuple[Part, list[tuple[str, bool]]]]
 
 
@@ -89,7 +89,7 @@ def _base_of(store: LayerStore, image: SandboxImage, masks: Masks) -> HostBase |
 
 
 def _layers(
-    store: LayerStore, scratch: Scratch, base: HostBase | None
+    store: LayerStore, scratch: LayerScratch, base: HostBase | None
 ) -> list[tuple[Part, list[tuple[str, bool]]]]:
     own = [str(store.layers_dir / name) for name in scratch.lowers]
     found: list[tuple[Part, list[tuple[str, bool]]]] = []

@@ -5,6 +5,11 @@ directories, the host's top-level links) and in it, each as an overlay, the host
 directories. Nothing else of the host is let through, and between an overlay's changes and the
 host's directory lies a *mask* layer, with whiteouts for what not every user may read, places
 known for credentials, the store, Ramify's own source and the engine's working directory.
+
+What is mounted below such a directory is not let through either. Without root that has a price:
+overlayfs refuses a directory with mounts that a user namespace must not uncover (a container's
+/etc/hosts). /etc is copied then; any other is shown read-only, with nothing laid over what is
+hidden (`launch`).
 """
 
 from __future__ import annotations
@@ -14,7 +19,8 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +28,7 @@ import msgspec
 
 from ramify.contracts.scratch import Scratch
 from ramify.planes.sandbox.local.launch import SYSTEM_FILES
+from ramify.planes.sandbox.local.masking import mounts_below, whiteouts
 
 _SYSTEM = ("usr", "etc", "opt", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix")
 _SKELETON = {
@@ -39,6 +46,7 @@ _CREDENTIALS = (
 )
 _SEARCHED = ("etc", "opt", "usr/local", "usr/etc")
 _MOST_ENTRIES = 100_000
+_COPIED = ("etc",)
 _WRITABLE = ("usr/local/bin", "usr/local/lib", "usr/local/share", "usr/local/sbin")
 
 
@@ -82,16 +90,24 @@ def host_base(masks: Path, private: Iterable[Path], trusted_xattrs: bool) -> Hos
     names = [name for name in names if name not in links]
     binds, path_entries = _interpreter()
     stamps = [os.stat(f"/{name}").st_mtime_ns for name in names]
-    facts = repr((names, links, stamps, hidden, binds, trusted_xattrs, os.geteuid(), "v2"))
+    copied = dict[str, list[str]]()
+    if not trusted_xattrs:
+        copied = {name: found for name in _COPIED if (found := mounts_below(f"/{name}"))}
+    stamps += [stamp for name in copied for stamp in _stamps(name)]
+    facts = repr((names, links, stamps, hidden, binds, trusted_xattrs, os.geteuid(), copied, "v3"))
     digest = hashlib.sha256(facts.encode()).hexdigest()
     place = masks / digest[:16]
     if not place.is_dir():
         parts = [Part("root", (str(place / "root"),))]
-        parts += [Part(name, (str(place / name), f"/{name}"), name) for name in names]
+        for name in names:
+            below = (str(place / name), *(() if name in copied else (f"/{name}",)))
+            parts.append(Part(name, below, name))
         base = HostBase(digest, tuple(parts), binds, path_entries)
         with Scratch(masks) as scratch:
             try:
                 _build(scratch / "base", names, links, hidden, base)
+                for name, mounted in copied.items():
+                    _fill(scratch / "base", name, frozenset(mounted))
                 (scratch / "base").rename(place)
             except OSError:
                 if not place.is_dir():  # else another engine was faster with the same one
@@ -225,3 +241,34 @@ def _hide_unreadable(mask: Path, top: str) -> None:
         if seen > _MOST_ENTRIES:
             _hide(mask, top)
             return
+
+
+def _stamps(top: str) -> Iterator[int]:
+    """What changes when anything below a directory does."""
+    for place, _, names in os.walk(f"/{top}"):
+        for name in (".", *names):
+            with suppress(FileNotFoundError):
+                yield os.lstat(os.path.join(place, name)).st_mtime_ns
+
+
+def _fill(mask: Path, top: str, mounted: Set[str]) -> None:
+    """Make a directory of the mask hold what would be seen through it, without what is mounted."""
+    pending = [top]
+    while pending:
+        name = pending.pop()
+        for entry in os.scandir(f"/{name}"):
+            path = f"{name}/{entry.name}"
+            at = mask / path
+            if f"/{path}" in mounted or (os.path.lexists(at) and not at.is_dir()):
+                continue
+            if entry.is_symlink():
+                at.symlink_to(os.readlink(entry))
+            elif entry.is_dir():
+                if not at.is_dir():
+                    _make_directory(at, stat.S_IMODE(entry.stat().st_mode))
+                pending.append(path)
+            else:
+                shutil.copyfile(entry, at)
+                at.chmod(stat.S_IMODE(entry.stat().st_mode))
+    for path in whiteouts(str(mask / top)):  # they mean nothing in the lowest layer
+        os.unlink(path)

@@ -18,6 +18,7 @@ from typing import NamedTuple, NoReturn
 from ramify.planes.sandbox.local import cgroups
 from ramify.planes.sandbox.local import namespaces as ns
 from ramify.planes.sandbox.local.laying import Given, lay, take
+from ramify.planes.sandbox.local.masking import show_read_only
 from ramify.planes.sandbox.local.pod import PROGRAM_PATH
 from ramify.planes.sandbox.local.pod_elf import PROGRAM
 from ramify.planes.sandbox.local.supervisor import Duties, supervise
@@ -128,11 +129,11 @@ def _leave_host(world: World, user_namespace: int) -> list[int]:
         try:
             ns.mount_overlay(target, one.lowers, one.upper, one.work, options, flags)
         except OSError as error:
-            # Mounts of the host below it that a user namespace may not uncover (a container's
-            # /etc/hosts): it is shown as it is, and cannot be changed.
+            # Mounts of the host below it that a user namespace may not uncover (a GPU's programs
+            # in a container): it cannot be changed.
             if error.errno != errno.EINVAL or world.mode != "rootless" or not one.target:
                 raise
-            ns.bind_read_only(one.lowers[-1], target)
+            show_read_only(one.lowers[-1], one.lowers[-2], target)
     os.chdir(world.root)
     for place in world.binds:  # now: root of a user namespace may be unable to reach them
         _bind_read_only(place, world.mode == "userns")

@@ -21,7 +21,7 @@ from ramify.contracts.sandbox import (
     SandboxImage,
     SandboxSpec,
 )
-from ramify.planes.sandbox.layer_scratch import Scratch
+from ramify.planes.sandbox.layer_scratch import LayerScratch
 from ramify.planes.sandbox.layers import LayerStore
 from ramify.planes.sandbox.local import cgroups, leftovers
 from ramify.planes.sandbox.local.commands import Pipes
@@ -39,7 +39,13 @@ from ramify.planes.sandbox.local.probe import Machine, Mode
 from ramify.planes.sandbox.local.process import probe
 from ramify.planes.sandbox.local.sandbox import Birth, LocalSandbox
 from ramify.planes.sandbox.local.wire import Message
-from ramify.planes.sandbox.mounting import UPPER, check_mounts, empty_scratch, make_scratch
+from ramify.planes.sandbox.mounting import (
+    UPPER,
+    check_mounts,
+    empty_scratch,
+    make_scratch,
+    on_overlay,
+)
 from ramify.planes.sandbox.nanny import DEFAULT_PATH
 
 _DEFAULT_PIDS = 1024
@@ -105,6 +111,9 @@ class LocalProvider:
             images=True,
             builds=True,
             mounts=frozenset({"ro", "rw", "cow"}),
+            users=self._machine is None
+            or self._machine.mode != "rootless"
+            or self._machine.user_map is not None,
         )
 
     async def prepare(self, spec: SandboxSpec) -> SandboxImage:
@@ -245,6 +254,8 @@ class LocalProvider:
                     machine = machine._replace(
                         mode=self._mode, detail=f"{self._mode}, as asked for"
                     )
+                if machine.mode != "none" and await asyncio.to_thread(on_overlay, self._home):
+                    machine = _without_ground(self._home)
                 self._machine = machine
                 self._liveness = await asyncio.to_thread(Liveness, machine)
             return self._machine
@@ -358,7 +369,7 @@ class LocalProvider:
             env["PATH"] = ":".join((DEFAULT_PATH, *ground.base.path_entries))
         return {**env, **ground.image.env, **spec.env}
 
-    def _drop_later(self, store: LayerStore, scratch: Scratch) -> None:
+    def _drop_later(self, store: LayerStore, scratch: LayerScratch) -> None:
         """Delete the files of a dead sandbox in a thread."""
         self._later(asyncio.to_thread(store.drop, scratch))
 
@@ -379,3 +390,10 @@ def _prepare_files(store: LayerStore, lab: Lab, image: SandboxImage, ground: Gro
     if lab.keeps_inodes and record.files:
         layer = store.layers_dir / store.lowers(image)[0]
         keep_inodes(record.files, _parts(ground), layer, ground.scratch.upper)
+
+
+def _without_ground(home: Path) -> Machine:
+    """A machine that has no place for layers at `home`."""
+    detail = f"{home} lies on an overlay file system (the root of a container?), where overlayfs"
+    detail += " cannot keep layers"
+    return Machine("none", None, detail, "set RAMIFY_HOME to a directory on a volume or a tmpfs")
