@@ -132,7 +132,7 @@ def command(
 ) -> int:
     """Run an agent on TASKS, score the results where it cannot reach, and print what happened.
 
-    TASKS is a task directory, a directory of them, or a taskset; the same again does what is missing.
+    TASKS is a task directory, a directory of them, or a taskset; run again, it does what is left.
     Exit code: 0, 1 unscored or --fail-under, 2 configuration, 3 infrastructure, 130 interrupted.
     """
     rollout = RolloutConfig(
