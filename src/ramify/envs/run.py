@@ -136,7 +136,7 @@ async def open_stand(
             observer.emit(LogEvent("", clock.now(), "warning", text, fields))
         if plan.skipped:
             fields = {"sandbox": provider.name, "tasks": dict(plan.skipped)}
-            observer.emit(LogEvent("", clock.now(), "warning", SKIPPED, fields))
+            observer.emit(LogEvent("", clock.now(), "info", SKIPPED, fields))
         if plan.unchecked:
             fields = {"sandbox": provider.name, "tasks": list(plan.unchecked)}
             observer.emit(LogEvent("", clock.now(), "info", UNCHECKED, fields))
