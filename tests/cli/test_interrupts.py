@@ -152,3 +152,30 @@ def test_a_reader_that_leaves_is_no_mistake(tmp_path: Path) -> None:
         ["sh", "-c", f"{command} | head -c 5"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stderr == ""
+
+
+WHILE_IT_CLOSES = """
+import asyncio, os, signal
+from asyncio.selector_events import BaseSelectorEventLoop
+from ramify.cli.interrupts import own_loop
+
+closed = BaseSelectorEventLoop._close_self_pipe
+
+def close_and_be_interrupted(loop):
+    closed(loop)
+    os.kill(os.getpid(), signal.SIGINT)
+
+BaseSelectorEventLoop._close_self_pipe = close_and_be_interrupted
+
+async def main():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, print, "told")
+
+with own_loop() as runner:
+    runner.run(main())
+print("closed")
+"""
+
+
+def test_while_the_loop_is_being_closed() -> None:
+    done = subprocess.run([sys.executable, "-c", WHILE_IT_CLOSES], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "closed\n", "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 import sys
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ramify import compose
+from ramify.cli.interrupts import own_loop
 from ramify.cli.present import console
 from ramify.cli.waiting import waiting
 from ramify.contracts.config import ramify_home
@@ -29,7 +29,7 @@ def command(as_json: bool) -> int:
 
     Exit code 0 when at least one isolating sandbox works, else 1.
     """
-    with asyncio.Runner() as runner:
+    with own_loop() as runner:
         with waiting(console(stderr=True), "trying the sandboxes"):
             found = [runner.run(_probe(name)) for name in compose.known("sandboxes")]
     usable = any(row["ok"] and row["isolation"] != "none" for row in found)

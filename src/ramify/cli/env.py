@@ -14,7 +14,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from ramify.cli.interrupts import to_its_end
+from ramify.cli.interrupts import own_loop, to_its_end
 from ramify.cli.main import FAILED, INTERRUPTED
 from ramify.cli.present import console, seconds_text
 from ramify.cli.waiting import waiting
@@ -99,7 +99,7 @@ def _print_step(out: Console, step: WorldStep) -> None:
 def up(manifest: Path, sandbox: str, task: str, image_free: bool, as_json: bool) -> int:
     """Start the world of MANIFEST, print where it is reached, and keep it until Ctrl-C."""
     choice = WorldChoice(manifest, sandbox, task, image_free)
-    with asyncio.Runner() as runner:
+    with own_loop() as runner:
         return runner.run(_up(choice, as_json))
 
 

@@ -19,6 +19,24 @@ _SECOND_INTERRUPT_SEC = 1.5
 """How long clean-up may still take after the second interrupt."""
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop that signals may reach while it is being closed.
+
+    CPython closes the pipe that they are written to before it stops writing them there, and then
+    complains of a bad descriptor.
+    """
+
+    def close(self) -> None:
+        if not self.is_closed():
+            signal.set_wakeup_fd(-1)
+        super().close()
+
+
+def own_loop() -> asyncio.Runner:
+    """What a command runs its work on."""
+    return asyncio.Runner(loop_factory=_Loop)
+
+
 def listen_for_interrupts(cancel: Cancellation, doing: str) -> None:
     """Once: start nothing more, cancel, persist, clean up. Twice: now. `doing`: as it is told."""
     loop = asyncio.get_running_loop()
@@ -47,7 +65,7 @@ def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
 
     Raises: KeyboardInterrupt when it was interrupted.
     """
-    with asyncio.Runner() as runner:
+    with own_loop() as runner:
         try:
             return runner.run(_interruptible(work))
         except asyncio.CancelledError:

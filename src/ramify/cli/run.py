@@ -14,7 +14,7 @@ from typing import Any, cast
 import click
 import msgspec
 
-from ramify.cli.interrupts import listen_for_interrupts
+from ramify.cli.interrupts import listen_for_interrupts, own_loop
 from ramify.cli.main import FAILED, INFRASTRUCTURE, INTERRUPTED
 from ramify.cli.options import (
     model_options,
@@ -175,7 +175,7 @@ def command(
 
 def _to_its_end(work: Coroutine[Any, Any, int]) -> int:
     """The exit code of what runs on a loop of its own."""
-    with asyncio.Runner() as runner:
+    with own_loop() as runner:
         try:
             return runner.run(work)
         except asyncio.CancelledError:  # the second interrupt

@@ -14,7 +14,7 @@ import msgspec
 from rich.console import Console
 
 from ramify import compose
-from ramify.cli.interrupts import listen_for_interrupts
+from ramify.cli.interrupts import listen_for_interrupts, own_loop
 from ramify.cli.main import FAILED, INTERRUPTED
 from ramify.cli.present import console, grading_lines, metrics_table
 from ramify.contracts.errors import ConfigError
@@ -50,7 +50,7 @@ def watch(
     Raises:
         UsageError: there is no such file or rubric.
     """
-    with asyncio.Runner() as runner:
+    with own_loop() as runner:
         try:
             return runner.run(_watch(stream, rubric, tasks, options, follow, out, as_json))
         except asyncio.CancelledError:  # the second interrupt

@@ -16,6 +16,7 @@ from ramify.apps.pipeline.init import first_config, write_first_config
 from ramify.apps.pipeline.records import CONFIG_FILE, Response, RunEvent
 from ramify.apps.pipeline.schemas import schema_text, schemas
 from ramify.apps.pipeline.verify import Planned, VerifyOptions, planned_verification, run_planned
+from ramify.cli.interrupts import own_loop
 from ramify.cli.main import FAILED, INTERRUPTED
 from ramify.cli.present import console, is_terminal
 from ramify.cli.verify_view import VerifyView, plan_lines, report_lines
@@ -85,7 +86,7 @@ def command(
     `ramify verify init [REPO]` writes a first agent.yaml.
     """
     options = VerifyOptions(repo or _repository_here(), sandbox, image, base, wait)
-    with asyncio.Runner() as runner:
+    with own_loop() as runner:
         try:
             if dry_run:
                 return runner.run(_show_plan(options, as_json))
