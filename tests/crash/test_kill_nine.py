@@ -48,11 +48,13 @@ def full_count(sandbox: str, tmp_path: Path, witness: Witness) -> None:
 
 @pytest.mark.proof
 @pytest.mark.namespaces
+@pytest.mark.timeout(3600)
 def test_fifty_kills_on_local(tmp_path: Path, witness: Witness) -> None:
     full_count("local", tmp_path, witness)
 
 
 @pytest.mark.proof
 @pytest.mark.docker
+@pytest.mark.timeout(3600)
 def test_fifty_kills_on_docker(tmp_path: Path, witness: Witness) -> None:
     full_count("docker", tmp_path, witness)
