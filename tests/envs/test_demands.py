@@ -40,7 +40,9 @@ def a_task(place: Path, tables: str) -> Task:
 def test_a_user_whom_the_sandbox_does_not_have(tmp_path: Path, tables: str, who: str) -> None:
     task = a_task(tmp_path, tables)
     check_users(task, "local", FAKE_CAPABILITIES)
-    with pytest.raises(UnsupportedError, match=f"{who}, and `local` has only root here.*doctor"):
+    with pytest.raises(
+        UnsupportedError, match=f"{who}, and `local` has one user only here.*doctor"
+    ):
         check_users(task, "local", ONE_USER)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,12 @@ def sweep_home() -> Callable[[Path], Awaitable[int]]:
             await provider.aclose()
 
     return sweep
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A directory that another user reaches."""
+    place = Path("/var/tmp") / f"ramify-reachable-{os.getpid()}"
+    place.mkdir()
+    yield place
+    shutil.rmtree(place)

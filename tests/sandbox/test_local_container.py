@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,15 +46,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-@pytest.fixture
-def reachable() -> Iterator[Path]:
-    """A directory that another user reaches."""
-    place = Path("/var/tmp") / f"ramify-container-{os.getpid()}"
-    place.mkdir()
-    yield place
-    shutil.rmtree(place)
 
 
 @as_root

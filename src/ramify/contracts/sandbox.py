@@ -174,7 +174,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     `isolation`: `none` (a bare process), `namespaces` or `container`. `snapshot`: `none`,
     `freeze` (file system) or `live` (processes too). `limits` names the fields of `Limits` that are
     enforced, `mounts` the modes of `Mount` that there are. `users`: commands run, and files are
-    owned, as any user; else as one alone, who is called root wherever there is isolation.
+    owned, as any user; else as one alone, who is called root.
     """
 
     isolation: Literal["none", "namespaces", "container"]

@@ -70,7 +70,7 @@ def check_runner(task: Task, provider: str, can: Capabilities) -> None:
 def check_users(task: Task, provider: str, can: Capabilities) -> None:
     """Raise UnsupportedError when a task names a user whom the sandbox does not have."""
     package = task.package
-    if package is None or can.users or can.isolation == "none":
+    if package is None or can.users:
         return
     asked = {"the agent": package.agent_user, "the sandbox": package.sandbox.user}
     for step in package.steps:
@@ -79,8 +79,8 @@ def check_users(task: Task, provider: str, can: Capabilities) -> None:
     for who, user in asked.items():
         if user not in (None, "root", "0"):
             raise UnsupportedError(
-                f"{task.task_id}: {who} is to run as user {user}, and `{provider}` has only root "
-                f"here; {_USERS}, or leave it out with --exclude {task.task_id}"
+                f"{task.task_id}: {who} is to run as user {user}, and `{provider}` has one user "
+                f"only here; {_USERS}, or leave it out with --exclude {task.task_id}"
             )
 
 

@@ -38,7 +38,8 @@ class BareProvider:
     stands: everything a command starts is found and killed, and a dead engine leaves nothing
     running. Each sandbox has a directory of its own that stands for `/`: every absolute path
     given to the API (cwd, upload, download, workdir) is taken below it, and commands find it as
-    `$RAMIFY_ROOT` (empty in other providers), so `$RAMIFY_ROOT/app` works everywhere.
+    `$RAMIFY_ROOT` (empty in other providers), so `$RAMIFY_ROOT/app` works everywhere. Unless this
+    process is root's, its user is the only one, and takes root's place.
 
     Args:
         home: the directory for those; default as for `LocalProvider`.

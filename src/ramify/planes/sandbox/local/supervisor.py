@@ -32,6 +32,8 @@ from ramify.planes.sandbox.processes import kill_below, send_signal
 from ramify.planes.sandbox.unpacker import unpack
 
 _ROOT = ("root", "0", "root:root", "0:0")
+"""Without root, and without a user namespace, there is one user, who is called so too."""
+
 _CAPTURES = ("checkpoint", "thaw", "captured", "restore")
 _OOM_SCORE_ADJ = 500  # the kernel takes commands before their supervisor
 
@@ -151,8 +153,8 @@ class _Supervisor:
         if self._duties.file_limit is not None:
             limits.append((resource.RLIMIT_FSIZE, self._duties.file_limit))
         user: str | None = message["user"]
-        if self._duties.is_init and user in _ROOT:
-            user = None  # that is who we are, and starting it so is much cheaper
+        if user in _ROOT and (self._duties.is_init or os.geteuid() != 0):
+            user = None  # that is whom we are taken for, and starting it so is much cheaper
         command = Command(
             message["argv"],
             streams,
@@ -278,7 +280,7 @@ def _transfer(message: wire.Message, stream: int) -> str:
         status, reason = pack(message["path"], stream, Limits(**limits))
         return f"{status} {reason}"
     uid, gid = os.getuid(), os.getgid()
-    if message["owner"] is not None:
+    if message["owner"] is not None and (uid == 0 or message["owner"] not in _ROOT):
         try:
             user = find_user(message["owner"])
         except LookupError as error:
