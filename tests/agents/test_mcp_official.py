@@ -74,8 +74,13 @@ async def provider(namespaces_problem: str | None) -> AsyncIterator[LocalProvide
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def image(provider: LocalProvider, tmp_path_factory) -> AsyncIterator[SandboxImage | str]:
+async def image(
+    provider: LocalProvider | None, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[SandboxImage | str]:
     """An image with the server's program and the package in it, or why there is none."""
+    if provider is None:
+        yield "there are no namespaces"  # as of the provider
+        return
     try:
         folder = copied(tmp_path_factory.mktemp("official"))
     except PackageNotFoundError as missing:

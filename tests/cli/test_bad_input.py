@@ -37,7 +37,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["run", "tasks", "-T", "colour=red"], "unknown option of directory 'colour'"),
     (["run", "tasks", "-a", "scripted"], "needs path"),
     (["run", "tasks", "-a", "scripted", "-A", "path=nowhere"], "nowhere: cannot be read"),
-    (["run", "tasks", "--task-id", "alhpa"], "did you mean 'alpha'"),
+    (["run", "tasks", "-s", "bare", "--task-id", "alhpa"], "did you mean 'alpha'"),
     (["run", "tasks", "--colour"], "No such option '--colour'"),
     (["run", "tasks", "extra"], "unexpected extra argument"),
     (["frob"], "No such command 'frob'"),

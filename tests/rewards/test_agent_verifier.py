@@ -349,6 +349,7 @@ BAD = {
 }
 
 
+@pytest.mark.namespaces
 @pytest.mark.parametrize("case", BAD)
 async def test_a_rubric_that_is_none(case: str, tmp_path: Path) -> None:
     name, error, says = BAD[case]
@@ -359,6 +360,7 @@ async def test_a_rubric_that_is_none(case: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.namespaces
 async def test_a_rubric_that_fails_says_where(tmp_path: Path) -> None:
     task = graded(tmp_path, RUBRIC.format(name="made"))
     (tmp_path / "world" / "rubric.py").write_text("x = 1\ny = x / 0\n")
@@ -366,6 +368,7 @@ async def test_a_rubric_that_fails_says_where(tmp_path: Path) -> None:
         await run(task, sandbox="local", options=RunOptions(out=tmp_path / "run"))
 
 
+@pytest.mark.namespaces
 async def test_the_policy_is_not_its_own_judge(tmp_path: Path) -> None:
     task = graded(tmp_path, AGENT)
     with pytest.raises(UsageError, match="the judge would be the policy itself"):
@@ -389,6 +392,7 @@ async def test_the_policy_is_not_its_own_judge(tmp_path: Path) -> None:
         ("", "test.sh: is missing; it decides the reward"),
     ],
 )
+@pytest.mark.namespaces
 async def test_manifests_that_do_not_fit(verifier: str, says: str, tmp_path: Path) -> None:
     task = graded(tmp_path, verifier)
     (tmp_path / "world" / "files" / "rubric.py").write_text("x = 1\n")
