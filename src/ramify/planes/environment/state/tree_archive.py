@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import tarfile
 from collections.abc import Sequence
@@ -83,7 +84,7 @@ def write_archive(source: Path, target: Path, paths: set[str]) -> None:
                 new.addfile(member)
             elif _KINDS.get(member.type) == "file":
                 content = old.extractfile(member)
-                plain = member.replace(deep=False)
+                plain = copy.copy(member)  # `replace` came with Python 3.11.4
                 plain.type, plain.linkname = tarfile.REGTYPE, ""
                 plain.size = _target(old, member).size
                 new.addfile(plain, content)
