@@ -71,6 +71,7 @@ def main() -> None:
     except click.ClickException as error:
         code = _complain(error.format_message(), USAGE)
     except (click.Abort, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one must not break the telling
         code = _complain("interrupted", INTERRUPTED)
     except Exception as error:
         code = _code_of(error)
